@@ -1,0 +1,40 @@
+"""polysem: find out what the neurons and attention heads of vision transformers do.
+
+The names below are imported on first use, so that ``import polysem`` itself costs nothing;
+polysem's models appear in timm's registry as soon as timm is imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from polysem import _timm
+
+__all__ = [
+    "HookedVisionModel",
+    "Run",
+    "load_data",
+    "load_model",
+    "probe",
+]
+
+_HOME = {
+    "HookedVisionModel": "polysem.models.hooked",
+    "Run": "polysem.store.run",
+    "load_data": "polysem.data.sources",
+    "load_model": "polysem.models.load",
+    "probe": "polysem.probe.recorder",
+}
+
+_timm.register_models_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'polysem' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,142 @@
+"""Bias-free normalisation for B-cos networks, whose variance can be held fixed to explain them.
+
+Each is one linear map once its variance is a constant, which is what it becomes while its
+attribute `explaining` is true; :func:`polysem.models.bcos.explanation_mode` sets that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "BatchNorm2d",
+    "BatchNormUncentered2d",
+    "GroupNorm1",
+    "LayerNorm",
+    "PositionNorm2d",
+]
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32 if it is in half precision, in which sums of squares would overflow."""
+    return x.float() if x.dtype in HALF else x
+
+
+def _frozen_variance(
+    x: Tensor, fused: Tensor, dims: tuple[int, ...], weight: Tensor, eps: float
+) -> Tensor:
+    """Return the values of `fused`, the same normalisation, with the variance held constant."""
+    full = wide(x)
+    variance, mean = torch.var_mean(full, dim=dims, correction=0, keepdim=True)
+    linear = (full - mean) * (variance.detach() + eps).rsqrt() * weight
+    linear = linear.to(fused.dtype)
+    # The two differ in the last bits; what is explained should be the very value computed outside.
+    return linear + (fused - linear).detach()
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of [..., d_model] with a weight and no bias.
+
+    In explanation mode the variance is a constant; the mean stays part of the linear map.
+    """
+
+    explaining: bool = False
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(features, eps=eps, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x over its last axis."""
+        fused = super().forward(x)
+        if not self.explaining:
+            return fused
+        return _frozen_variance(x, fused, (-1,), self.weight, self.eps)
+
+
+class PositionNorm2d(LayerNorm):
+    """:class:`LayerNorm` over the channels at each position of [image, channel, y, x]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x over its channels."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GroupNorm1(nn.GroupNorm):
+    """Normalise each image of [image, channel, y, x] as a whole, a weight a channel and no bias.
+
+    In explanation mode the variance is a constant; the mean stays part of the linear map.
+    """
+
+    explaining: bool = False
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(1, channels, eps=eps, device=device, dtype=dtype)
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x over all axes but the first."""
+        fused = super().forward(x)
+        if not self.explaining:
+            return fused
+        return _frozen_variance(x, fused, (1, 2, 3), self.weight[:, None, None], self.eps)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of [image, channel, y, x] with a weight and no bias.
+
+    In evaluation mode it subtracts the running mean, which acts as an additive term: W(x) alone
+    no longer sums to the logit. :class:`BatchNormUncentered2d` is the one for complete models.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
+        self.register_parameter("bias", None)
+
+
+class BatchNormUncentered2d(BatchNorm2d):
+    """Divide each channel of [image, channel, y, x] by its standard deviation; subtract nothing.
+
+    The deviation is the usual one, about the mean. `running_var` averages the biased variances
+    of batches, as in the official code; `running_mean` stays zero and is kept for its key.
+    In explanation mode the variance is a constant, also while training.
+    """
+
+    explaining: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of x by batch statistics while training, else by running ones."""
+        running = self.running_var
+        assert running is not None
+        variance = running
+        if self.training:
+            variance = wide(x).var(dim=(0, 2, 3), correction=0)
+            with torch.no_grad():
+                running.lerp_(variance.to(running.dtype), self.momentum or 0.0)
+            variance = variance.detach() if self.explaining else variance
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale.to(x.dtype)[:, None, None]

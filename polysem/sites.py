@@ -93,7 +93,7 @@ def parse_site(name: str) -> Site:
         return Site(name, int(match["layer"]), match["part"], _BLOCK_DIMS[match["part"]])
     if name in _NETWORK_DIMS:
         return Site(name, None, name, _NETWORK_DIMS[name])
-    if not match and name.endswith(".hook_post"):
+    if name.endswith(".hook_post") and not name.endswith((".attn.hook_post", ".mlp.hook_post")):
         return Site(name, None, "hook_post", ("image", "channel", "y", "x"))
     parts = [f"blocks.{match['layer']}.{p}" for p in _BLOCK_DIMS] if match else list(_NETWORK_DIMS)
     raise SpecError(f"{name!r} is not the name of a site{did_you_mean(name, parts)}")

@@ -1,1 +1,1 @@
-
+"""What is recorded: hooks, streaming statistics and the probe that joins them."""

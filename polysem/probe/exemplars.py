@@ -1,0 +1,155 @@
+"""The images that excite each unit most: an exact, order-free top-k with activation maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from polysem.probe.accumulators import Accumulator
+
+__all__ = ["Exemplars"]
+
+#: Doubles that hold a float32 have 29 zero bits at the end: room for an image index.
+_INDEX_BITS = 29
+_INDEX_MASK = (1 << _INDEX_BITS) - 1
+
+
+def _order_keys(values: Tensor, images: Tensor) -> Tensor:
+    """Return float64 keys that order by value and, between equal values, by image index.
+
+    The index sits in the mantissa bits that a float32 leaves empty, so that keys are unique, the
+    earlier of two tied images has the larger key, and both parts can be read back exactly.
+    """
+    wide = values.double() + 0.0  # -0.0 becomes 0.0
+    images = images.view(-1, *[1] * (values.ndim - 1))
+    # a larger magnitude is a smaller number where the value is negative
+    low = torch.where(wide >= 0, _INDEX_MASK - images, images)
+    return (wide.view(torch.int64) | low).view(torch.float64)
+
+
+def _read_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    bits = keys.view(torch.int64)
+    values = (bits & ~_INDEX_MASK).view(torch.float64)
+    low = bits & _INDEX_MASK
+    return values, torch.where(keys >= 0, _INDEX_MASK - low, low)
+
+
+class Exemplars(Accumulator):
+    """The k images that activate each unit most, with where they do and the activation map.
+
+    The selection is a function of the set of (value, image) pairs alone: between equal values
+    the lower image index wins, so order, batches and shards cannot change it. Slots without an
+    exemplar hold -inf and come out as NaN.
+
+    Parameters
+    ----------
+    k : int
+        Exemplars per unit.
+    n_units, n_positions : int
+        Units, and positions of the map (0 for a site without one).
+    lower : bool, default False
+        Keep the lowest instead of the highest values.
+    only_firing : bool, default False
+        Take only values above 0 (for units that cannot fire below it: a rectified unit at 0 has
+        no exemplars).
+    device : torch.device or str
+        Where the activations are.
+    """
+
+    _names = ("keys", "maps", "positions")
+
+    def __init__(
+        self,
+        k: int,
+        n_units: int,
+        n_positions: int,
+        *,
+        lower: bool = False,
+        only_firing: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.lower, self.only_firing = lower, only_firing
+        self.keys = torch.full((k, n_units), -torch.inf, dtype=torch.float64, device=device)
+        self.maps = torch.zeros(n_units, k, n_positions, dtype=torch.float16, device=device)
+        self.positions = torch.zeros(n_units, k, dtype=torch.int32, device=device)
+
+    def update(self, values: Tensor, images: Tensor, maps: Tensor | None = None) -> None:
+        """Offer a batch.
+
+        Parameters
+        ----------
+        values : Tensor
+            Pooled activations [image, unit], float32.
+        images : Tensor
+            Index of each image in the data, int64 [image], below 2**29.
+        maps : Tensor or None
+            The activations themselves, [image, unit, position] (any strides: a view will do).
+        """
+        signed = -values if self.lower else values
+        keys = _order_keys(signed, images)
+        if self.only_firing:
+            keys = torch.where(signed > 0, keys, -torch.inf)
+        best, rows = keys.topk(min(len(self.keys), len(keys)), dim=0)
+        # the i-th best newcomer can only displace the i-th worst incumbent
+        worst, slots = self.keys.sort(dim=0)
+        worst, slots = worst[: len(best)], slots[: len(best)]
+        enters = best > worst
+        self.keys.scatter_(0, slots, torch.where(enters, best, worst))
+        if maps is not None:
+            capture = self._capture_dense if maps.is_cuda else self._capture_sparse
+            capture(maps, rows, slots, enters)
+
+    def _capture_sparse(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
+        """Copy the maps of newcomers only: after the first batches there are few."""
+        i, unit = enters.nonzero(as_tuple=True)
+        slot = slots[i, unit]
+        found = maps[rows[i, unit], unit]
+        self.positions[unit, slot] = self._peak(found).int()
+        self.maps[unit, slot] = _half(found)
+
+    def _capture_dense(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
+        """Copy a map for every slot and keep the newcomers': no wait to learn how many they are."""
+        unit = torch.arange(maps.shape[1], device=maps.device)[:, None]
+        rows, slots, enters = rows.T, slots.T, enters.T  # [unit, rank]
+        found = maps[rows, unit]
+        position = torch.where(enters, self._peak(found).int(), self.positions[unit, slots])
+        self.positions[unit, slots] = position
+        self.maps[unit, slots] = torch.where(
+            enters[..., None], _half(found), self.maps[unit, slots]
+        )
+
+    def _peak(self, maps: Tensor) -> Tensor:
+        return maps.argmin(-1) if self.lower else maps.argmax(-1)
+
+    def merge(self, other: Exemplars) -> None:
+        """Keep the best of both; they must not have seen the same image."""
+        keys = torch.cat([self.keys, other.keys])
+        self.keys, rows = keys.topk(len(self.keys), dim=0)
+        unit = torch.arange(keys.shape[1], device=keys.device)[:, None]
+        self.maps = torch.cat([self.maps, other.maps], dim=1)[unit, rows.T]
+        self.positions = torch.cat([self.positions, other.positions], dim=1)[unit, rows.T]
+
+    def ranked(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return values, images, positions and maps in order of rank, best first.
+
+        Returns
+        -------
+        values : float64 [unit, rank], NaN where there is no exemplar
+        images : float64 [unit, rank], NaN where there is no exemplar
+        positions : float64 [unit, rank], index into the flattened map, NaN likewise
+        maps : float16 [unit, rank, position], NaN likewise
+        """
+        keys, order = self.keys.T.sort(dim=1, descending=True)
+        values, images = _read_keys(keys)
+        empty = keys == -torch.inf
+        unit = torch.arange(len(order), device=order.device)[:, None]
+        nan = torch.tensor(torch.nan, dtype=torch.float64, device=order.device)
+        maps = self.maps[unit, order].masked_fill(empty[..., None], torch.nan)
+        positions = torch.where(empty, nan, self.positions[unit, order].double())
+        values = torch.where(empty, nan, -values if self.lower else values)
+        return values, torch.where(empty, nan, images.double()), positions, maps
+
+
+def _half(maps: Tensor) -> Tensor:
+    limit = torch.finfo(torch.float16).max
+    return maps.clamp(-limit, limit).half()

@@ -1,0 +1,157 @@
+"""A run folder opened for reading: what a probe saw, as xarray datasets and DataFrames."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from polysem.errors import MissingError, RunError, SpecError, did_you_mean
+from polysem.store.schema import FORMAT
+
+__all__ = ["Run", "read_manifest"]
+
+
+class Run:
+    """One probed model on one set of images.
+
+    Open it with `Run.open`; everything is read when first asked for. The folder is plain JSON,
+    parquet and zarr, and can be read without polysem.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    manifest : dict
+        Model, data, sites, options, versions, status and skipped images.
+
+    Examples
+    --------
+    >>> run = Run.open("runs/a")  # doctest: +SKIP
+    >>> run.units("blocks.3.mlp.hook_post").top_value.sel(tail="upper")  # doctest: +SKIP
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a run folder.
+
+        Raises
+        ------
+        MissingError
+            If there is no such folder.
+        RunError
+            If it is not a run, or was written by a newer polysem.
+        """
+        path = Path(path).expanduser()
+        manifest = read_manifest(path)
+        if manifest["format"] > FORMAT:
+            raise RunError(
+                f"{path} has run format {manifest['format']}; this polysem reads up to {FORMAT}: "
+                f"install polysem {manifest.get('versions', {}).get('polysem', 'newer')}"
+            )
+        return cls(path, manifest)
+
+    @property
+    def sites(self) -> list[str]:
+        """Names of the recorded sites in network order."""
+        return list(self.manifest["sites"])
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """One row an image: image (index in the data), key, label, prediction, loss, correct."""
+        return pd.read_parquet(self._part("images.parquet"))
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the data's classes; None for unlabelled data."""
+        classes: list[str] | None = self.manifest["data"]["classes"]
+        return classes
+
+    def units(self, site: str) -> xr.Dataset:
+        """Return what was recorded of every unit of a site, lazily; names in `store.schema`.
+
+        Raises
+        ------
+        SpecError
+            If the site was not recorded.
+        """
+        if site not in self.manifest["sites"]:
+            raise SpecError(
+                f"this run has no site {site!r}{did_you_mean(site, self.sites)}; "
+                f"it has {', '.join(self.sites)}"
+            )
+        return xr.open_zarr(self._part("units.zarr"), group=site, consolidated=False, chunks=None)
+
+    @cached_property
+    def heads(self) -> xr.Dataset:
+        """What was recorded of every head on every image: norms and, if asked, patterns.
+
+        Raises
+        ------
+        RunError
+            If no head was recorded.
+        """
+        if not (self.path / "heads.zarr").is_dir():
+            raise RunError(
+                f"{self.path} holds no heads: probe a transformer with its attn.hook_z sites"
+            )
+        return xr.open_zarr(self._part("heads.zarr"), consolidated=False, chunks=None)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return one of the tidy tables, ``tables/<name>.parquet``.
+
+        Raises
+        ------
+        SpecError
+            If there is no such table yet.
+        """
+        file = self.path / "tables" / f"{name}.parquet"
+        if not file.is_file():
+            known = sorted(f.stem for f in file.parent.glob("*.parquet"))
+            raise SpecError(
+                f"this run has no table {name!r}{did_you_mean(name, known)}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        return pd.read_parquet(file)
+
+    def __repr__(self) -> str:
+        model, data = self.manifest["model"]["name"], self.manifest["data"]["name"]
+        return (
+            f"Run({str(self.path)!r}: {model} on {self.manifest['n_images']:,} images of {data}, "
+            f"{len(self.sites)} sites, {self.manifest['status']})"
+        )
+
+    def _part(self, name: str) -> Path:
+        part = self.path / name
+        if not part.exists():
+            raise RunError(f"{self.path} is incomplete: {name} is not there; probe again")
+        return part
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder.
+
+    Raises
+    ------
+    MissingError
+        If there is no such folder.
+    RunError
+        If it is not a run folder.
+    """
+    if not path.exists():
+        raise MissingError(f"no run folder at {path}; `polysem probe` makes one")
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise RunError(f"{path} is not a run: it has no manifest.json written by polysem")
+    return manifest

@@ -1,0 +1,92 @@
+"""What a run folder holds: names, axes and meaning of everything in it, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+__all__ = ["FORMAT", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset"]
+
+#: Version of the run folder's layout; raised when older readers would misread it.
+FORMAT = 1
+
+#: Quantiles given for each unit; the sample of images in the run gives any other.
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One array of the run.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        Words for its axes.
+    meaning : str
+        What a value is, with unit and source; kept with the array as ``long_name``.
+    """
+
+    dims: tuple[str, ...]
+    meaning: str
+
+
+_PER_UNIT = ("pool", "unit")
+_TOP = ("tail", "unit", "rank")
+
+#: Arrays of ``units.zarr/<site>``. Activations are in the network's own units. `pool` says how a
+#: unit's tokens became one number per image: max, mean or min over patches, cls (the class
+#: token's own value), or value where there are no tokens.
+UNITS: Mapping[str, Variable] = {
+    "count": Variable((), "images seen"),
+    "mean": Variable(_PER_UNIT, "mean over images of the pooled activation"),
+    "variance": Variable(_PER_UNIT, "population variance over images"),
+    "skewness": Variable(_PER_UNIT, "skewness over images; NaN if constant"),
+    "kurtosis": Variable(_PER_UNIT, "excess kurtosis over images, 0 if normal; NaN if constant"),
+    "min": Variable(_PER_UNIT, "smallest value over images"),
+    "max": Variable(_PER_UNIT, "largest value over images"),
+    "sparsity": Variable(_PER_UNIT, "Hoyer sparsity over images, 0 even to 1 sparse (Hoyer 2004)"),
+    "positive_share": Variable(_PER_UNIT, "share of images with a value above 0"),
+    "quantile": Variable(("pool", "q", "unit"), "quantiles over images, from the sample"),
+    "dead": Variable(("unit",), "the unit gave the same value on all images, in every pool"),
+    "class_sum": Variable(("pool", "class", "unit"), "sum over the images of a class"),
+    "class_count": Variable(("class",), "images of each class"),
+    "sample_image": Variable(("sample",), "image index of the sampled images, ascending"),
+    "sample_value": Variable(("pool", "sample", "unit"), "pooled activation of sampled images"),
+    "top_value": Variable(_TOP, "activation of the exemplars, most extreme first; NaN if none"),
+    "top_image": Variable(_TOP, "image index of the exemplars; NaN if none"),
+    "top_y": Variable(_TOP, "row of the map where the exemplar peaks; NaN if none"),
+    "top_x": Variable(_TOP, "column of the map where the exemplar peaks; NaN if none"),
+    "top_map": Variable((*_TOP, "y", "x"), "activation over the patch grid of each exemplar"),
+    "n_exemplars": Variable(("tail", "unit"), "exemplars found, at most the number of ranks"),
+    "pooled": Variable(("image", "pool", "unit"), "pooled activation of every image"),
+}
+
+_PER_HEAD = ("image", "layer", "head")
+
+#: Arrays of ``heads.zarr``.
+HEADS: Mapping[str, Variable] = {
+    "output_norm": Variable(_PER_HEAD, "mean over patches of the length of the head's output z"),
+    "pattern_entropy": Variable(
+        _PER_HEAD, "mean over queries of the attention entropy, nats, 0 to ln(tokens)"
+    ),
+    "pattern_distance": Variable(
+        _PER_HEAD,
+        "mean over patch queries of the expected distance to attended patches, patch widths; "
+        "attention to class and register tokens left out (Dosovitskiy et al. 2010.11929)",
+    ),
+}
+
+
+def dataset(
+    schema: Mapping[str, Variable], arrays: Mapping[str, Any], coords: Mapping[str, Any]
+) -> xr.Dataset:
+    """Return arrays as an xarray Dataset with the axes and meanings that the schema gives them."""
+    data = {
+        name: xr.Variable(schema[name].dims, np.asarray(value), {"long_name": schema[name].meaning})
+        for name, value in arrays.items()
+    }
+    return xr.Dataset(data, coords=dict(coords))

@@ -1,0 +1,193 @@
+"""A run folder being written: beside its final place until it is whole, then renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xarray as xr
+import zarr
+
+from polysem.errors import RunError
+from polysem.store.run import read_manifest
+from polysem.store.schema import FORMAT, HEADS, UNITS, Variable
+
+__all__ = ["RunWriter", "disk_errors"]
+
+_IMAGES = pa.schema(
+    {
+        "image": pa.int64(),
+        "key": pa.string(),
+        "label": pa.int64(),
+        "prediction": pa.int64(),
+        "loss": pa.float32(),
+        "correct": pa.bool_(),
+    }
+)
+
+#: Bytes that one chunk of a growing array aims at: large enough to compress, small to append.
+_CHUNK_BYTES = 4 << 20
+
+
+class RunWriter:
+    """Write one run; use it as a context manager.
+
+    Nothing appears at `out` before `finish`. If the block ends with an error, everything written
+    is removed and an older run at `out` stays as it was.
+
+    Parameters
+    ----------
+    out : str or Path
+        Folder of the run.
+    overwrite : bool, default False
+        Replace a run that is there already.
+
+    Raises
+    ------
+    RunError
+        If `out` is taken, or is something other than a run.
+    """
+
+    def __init__(self, out: str | Path, *, overwrite: bool = False) -> None:
+        self.out = Path(out).expanduser()
+        _check_free(self.out, overwrite)
+
+    def __enter__(self) -> RunWriter:
+        with disk_errors(self.out):
+            place = self.out.absolute()
+            self.path = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:8]}")
+            (self.path / "tables").mkdir(parents=True)
+            self._images = pq.ParquetWriter(self.path / "images.parquet", _IMAGES)
+        self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._images.close()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def add_images(self, columns: Mapping[str, Any]) -> None:
+        """Append rows to images.parquet; missing values are None."""
+        with disk_errors(self.out):
+            self._images.write_table(pa.table(dict(columns), schema=_IMAGES))
+
+    def add_pooled(self, site: str, values: np.ndarray) -> None:
+        """Append the pooled activations of some images, float32 [image, pool, unit]."""
+        self._append("units.zarr", site, "pooled", UNITS["pooled"], values)
+
+    def add_heads(self, name: str, values: np.ndarray) -> None:
+        """Append one measure of every head for some images, float32 [image, layer, head]."""
+        self._append("heads.zarr", "", name, HEADS[name], values)
+
+    def write_units(self, site: str, units: xr.Dataset) -> None:
+        """Write the statistics of one site beside what `add_pooled` has put there."""
+        with disk_errors(self.out):
+            units.to_zarr(
+                self.path / "units.zarr", group=site, mode="a", zarr_format=3, consolidated=False
+            )
+
+    def write_heads(self, coords: xr.Dataset) -> None:
+        """Write the coordinates of the heads that `add_heads` has measured."""
+        with disk_errors(self.out):
+            coords.to_zarr(self.path / "heads.zarr", mode="a", zarr_format=3, consolidated=False)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write one tidy table to ``tables/<name>.parquet``."""
+        with disk_errors(self.out):
+            table.to_parquet(self.path / "tables" / f"{name}.parquet", index=False)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest and move the whole run to its place."""
+        with disk_errors(self.out):
+            self._images.close()
+            text = json.dumps({"format": FORMAT, **manifest}, indent=2, ensure_ascii=False)
+            (self.path / "manifest.json").write_text(text + "\n", encoding="utf-8")
+            old = None
+            if self.out.exists():
+                old = self.path.with_name(f"{self.path.name}-old")
+                os.replace(self.out, old)
+            os.replace(self.path, self.out)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _append(
+        self, store: str, group: str, name: str, variable: Variable, values: np.ndarray
+    ) -> None:
+        with disk_errors(self.out):
+            array = self._arrays.get((group, name))
+            if array is None:
+                parent = zarr.open_group(self.path / store, path=group or None, mode="a")
+                array = self._arrays[group, name] = parent.create_array(
+                    name,
+                    shape=(0, *values.shape[1:]),
+                    chunks=(_rows_per_chunk(values.shape[1:]), *values.shape[1:]),
+                    dtype="float32",
+                    fill_value=float("nan"),
+                    dimension_names=variable.dims,
+                    attributes={"long_name": variable.meaning},
+                )
+            array.append(values.astype(np.float32, copy=False))
+
+
+def _rows_per_chunk(row: Sequence[int]) -> int:
+    return max(1, _CHUNK_BYTES // (4 * int(np.prod(row, dtype=np.int64))))
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise RunError(f"{out} is a file; name a folder for the run")
+    try:
+        read_manifest(out)
+    except RunError:
+        raise RunError(
+            f"{out} holds something other than a run and is left alone; name another folder"
+        ) from None
+    if not overwrite:
+        raise RunError(f"{out} already holds a run; name another folder or use --overwrite")
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what a disk may refuse into a sentence.
+
+    Raises
+    ------
+    RunError
+        If the disk is full, or the folder may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"the disk of {out} is full; nothing of this run was kept: free some space, or "
+                "name a folder elsewhere with --out"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise RunError(f"{out} cannot be written: {error.strerror}") from None
+        raise

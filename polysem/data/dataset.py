@@ -1,7 +1,7 @@
 """What every data source hands on: images with stable keys, labels, and a content fingerprint.
 
-The readers in ``sources`` and the drawn images in ``shapes`` subclass `ImageData`; the probe and the
-training loop know nothing else about where images come from.
+The readers in ``sources`` and the drawn images in ``shapes`` subclass `ImageData`; the probe and
+the training loop know nothing else about where images come from.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _HOME = {
     "Run": "polysem.store.run",
     "load_data": "polysem.data.sources",
     "load_model": "polysem.models.load",
-    "probe": "polysem.probe.recorder",
+    "probe": "polysem.probe",
 }
 
 _timm.register_models_on_import()
@@ -33,6 +33,8 @@ _timm.register_models_on_import()
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'polysem' has no attribute {name!r}")
+    if name == "probe":  # the package itself, which can be called
+        return import_module("polysem.probe")
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["pattern_statistics", "patch_distances"]
+__all__ = ["patch_distances", "pattern_statistics"]
 
 #: Patterns of so many bytes at a time stay in a CPU's cache between the passes over them.
 _CHUNK_BYTES = 2 << 20
@@ -59,5 +59,6 @@ def _statistics(scores: Tensor, distances: Tensor, n_prefix_tokens: int) -> Tens
     entropy = (total.log() - weighted / total).mean(-1)
     patches = weights[..., n_prefix_tokens:, :]
     reach = (patches * distances[n_prefix_tokens:]).sum(-1)
-    distance = (reach / patches[..., n_prefix_tokens:].sum(-1)).mean(-1)
+    # a query that sees class tokens only has no distance
+    distance = (reach / patches[..., n_prefix_tokens:].sum(-1)).nanmean(-1)
     return torch.stack([entropy, distance])

@@ -1,0 +1,109 @@
+"""Images in batches: read, transformed and stacked, with what cannot be read set aside."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from polysem.data.dataset import ImageData
+from polysem.errors import ImageError
+
+__all__ = ["Decoded", "batches"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Some images of the data, in order.
+
+    Attributes
+    ----------
+    indices : list of int
+        Which images were read.
+    pixels : Tensor or None
+        uint8 [image, channel, y, x]; None if none could be read.
+    skipped : list of ImageError
+        Those that could not.
+    """
+
+    indices: list[int]
+    pixels: Tensor | None
+    skipped: list[ImageError]
+
+
+def batches(
+    source: ImageData,
+    transform: Callable[[Image.Image], Tensor],
+    batch_size: int,
+    *,
+    workers: int = 0,
+    pin: bool = False,
+    strict: bool = False,
+) -> Iterator[Decoded]:
+    """Yield all images of `source` in order.
+
+    Parameters
+    ----------
+    source : ImageData
+        The images.
+    transform : callable
+        From a PIL image to uint8 [channel, y, x], the same size for all.
+    batch_size : int
+        Images per batch, those that cannot be read counted.
+    workers : int, default 0
+        Processes that read and transform.
+    pin : bool, default False
+        Put pixels where a GPU can fetch them without a wait.
+    strict : bool, default False
+        Raise the first ImageError instead of setting the image aside.
+    """
+    loader = DataLoader(
+        _Readable(source, transform),
+        batch_size=batch_size,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=False,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),  # the global random state is the user's
+    )
+    for decoded in loader:
+        if strict and decoded.skipped:
+            raise decoded.skipped[0]
+        if pin and decoded.pixels is not None:
+            decoded = Decoded(decoded.indices, decoded.pixels.pin_memory(), decoded.skipped)
+        yield decoded
+
+
+class _Readable(Dataset[Any]):
+    """Images as (index, pixels) or (index, why not)."""
+
+    def __init__(self, source: ImageData, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | ImageError]:
+        try:
+            return index, self.transform(self.source.read(index))
+        except ImageError as error:
+            return index, error
+
+
+def _collate(items: list[tuple[int, Tensor | ImageError]]) -> Decoded:
+    read = [(i, item) for i, item in items if isinstance(item, Tensor)]
+    return Decoded(
+        indices=[i for i, _ in read],
+        pixels=torch.stack([pixels for _, pixels in read]) if read else None,
+        skipped=[item for _, item in items if isinstance(item, ImageError)],
+    )
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the probe ends its workers itself

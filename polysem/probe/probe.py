@@ -1,0 +1,173 @@
+"""`probe`: one pass over the images, and a run that tells what every unit did."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from polysem.data.dataset import ImageData
+from polysem.data.sources import load_data
+from polysem.errors import DataError, SpecError
+from polysem.models.load import LoadedModel, load_model
+from polysem.probe.batches import batches
+from polysem.probe.recorder import Precision, Recorder
+from polysem.progress import progress_bar
+from polysem.store.run import Run
+from polysem.store.writer import RunWriter
+
+__all__ = ["probe"]
+
+
+def probe(
+    model: str | Path | LoadedModel,
+    data: str | Path | ImageData,
+    *,
+    out: str | Path,
+    sites: str | Iterable[str] | None = None,
+    top_k: int = 16,
+    pooled: bool = False,
+    patterns: bool = False,
+    sample: int = 1024,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    limit: int | None = None,
+    workers: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Record what every neuron and attention head of a model does on a set of images.
+
+    One pass over the data. What is kept of each unit does not grow with the number of images:
+    moments, quantiles, sums by class, and the images that excite it most with activation maps.
+
+    Parameters
+    ----------
+    model : str, Path or LoadedModel
+        Anything that `load_model` takes.
+    data : str, Path or ImageData
+        Anything that `load_data` takes.
+    out : str or Path
+        Folder of the run; appears when it is whole.
+    sites : str or iterable of str, optional
+        Globs over site names; by default all MLP neurons, heads, pooled features and the
+        channels of CNN blocks.
+    top_k : int, default 16
+        Exemplars per unit, of both tails where units fire in both directions.
+    pooled : bool, default False
+        Also keep the pooled activation of every unit on every image (grows with the data).
+    patterns : bool, default False
+        Also measure entropy and mean distance of every head's attention pattern.
+    sample : int, default 1024
+        Images in the random sample that quantiles are read from.
+    batch_size : int, optional
+        Images per forward pass; 64 on a CPU, 256 on a GPU.
+    device : str, default "auto"
+        ``auto`` takes a GPU if there is one.
+    precision : {"fp32", "bf16"}, default "fp32"
+        Arithmetic of the forward pass; statistics are float32 and float64 in either case.
+    limit : int, optional
+        Probe only so many images.
+    workers : int, optional
+        Processes that read images; by default none on a CPU, up to 8 beside a GPU.
+    strict : bool, default False
+        Stop at an image that cannot be read, instead of leaving it out and noting it.
+    overwrite : bool, default False
+        Replace a run that is at `out` already.
+    progress : bool, default True
+        Draw a progress bar if the terminal can.
+
+    Returns
+    -------
+    Run
+        The run, with status ``interrupted`` if Ctrl-C ended it early; what was done is kept.
+
+    Raises
+    ------
+    PolysemError
+        Bad model, data, site or output folder; activations that are not finite; no readable
+        image. Nothing is left at `out` then.
+    """
+    for name, value in {"top_k": top_k, "sample": sample, "batch_size": batch_size}.items():
+        if value is not None and value < 1:
+            raise SpecError(f"{name} must be at least 1, not {value}")
+    place = _device(device)
+    with RunWriter(out, overwrite=overwrite) as writer:
+        loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
+        source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
+        if not len(source):
+            raise DataError(f"{source.name} holds no images")
+        recorder = Recorder(
+            loaded, source, writer, sites=sites, top_k=top_k, pooled=pooled, patterns=patterns,
+            sample=sample, device=place, precision=precision,
+        )  # fmt: skip
+        cuda = place.type == "cuda"
+        size = batch_size or (256 if cuda else 64)
+        workers = (8 if cuda else 0) if workers is None else workers
+        started = time.perf_counter()
+        with (
+            _stopping() as stopped,
+            recorder.recording(),
+            progress_bar("probe", len(source), show=progress) as advance,
+        ):
+            for decoded in batches(
+                source, loaded.transform, size, workers=workers, pin=cuda, strict=strict
+            ):
+                recorder.update(decoded)
+                advance(len(decoded.indices) + len(decoded.skipped))
+                if stopped():
+                    break
+        recorder.finish(interrupted=stopped(), seconds=time.perf_counter() - started)
+    return Run.open(out)
+
+
+def _device(name: str) -> torch.device:
+    """Return the device that a name means.
+
+    Raises
+    ------
+    SpecError
+        If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise SpecError(f"there is no device {name!r} here; use auto, cpu or cuda") from None
+    if device.type == "mps":
+        raise SpecError("statistics need float64, which Apple GPUs lack; use --device cpu")
+    return device
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed, so that a batch is never torn.
+
+    A second Ctrl-C interrupts at once. Only the main thread receives signals; elsewhere nothing
+    changes.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(signum: int, _frame: FrameType | None) -> None:
+        pressed.append(signum)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,250 @@
+"""The probe at work: hooks on one model that fill the statistics of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from polysem.data.dataset import ImageData
+from polysem.errors import DataError, SpecError
+from polysem.models.hooked import HookedVisionModel
+from polysem.models.load import LoadedModel
+from polysem.probe import describe
+from polysem.probe.accumulators import image_hash, rank_error
+from polysem.probe.batches import Decoded
+from polysem.probe.patterns import patch_distances, pattern_statistics
+from polysem.probe.per_image import ImageRows, Stream
+from polysem.probe.pooling import square_grid
+from polysem.probe.site_recorder import Batch, SiteRecorder
+from polysem.sites import parse_site
+from polysem.store.writer import RunWriter
+
+__all__ = ["Precision", "Recorder"]
+
+Precision: TypeAlias = Literal["fp32", "bf16"]
+
+#: Batches between two looks at whether activations are finite, and between two writes.
+_CHECK_EVERY = 16
+
+
+class Recorder:
+    """Hooks on one model that fill the statistics of one run.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The model and how its input is made.
+    source : ImageData
+        Where images come from: labels and keys are read here, pixels are not.
+    writer : RunWriter
+        Where the run goes.
+    sites, top_k, pooled, patterns, sample, device, precision
+        As in `probe`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        source: ImageData,
+        writer: RunWriter,
+        *,
+        sites: str | Iterable[str] | None,
+        top_k: int,
+        pooled: bool,
+        patterns: bool,
+        sample: int,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.loaded, self.source, self.writer = loaded, source, writer
+        self.device, self.precision = device, precision
+        self.options = {
+            "top_k": top_k, "pooled": pooled, "patterns": patterns, "sample": sample,
+            "precision": precision,
+        }  # fmt: skip
+        self.hooked = HookedVisionModel(loaded.model.to(device))
+        names = describe.choose_sites(list(self.hooked.hook_dict), sites)
+        patch_grid = getattr(getattr(loaded.model, "patch_embed", None), "grid_size", None)
+        self.sites = {
+            name: SiteRecorder(
+                parse_site(name),
+                signed=self.hooked.taps[name].signed,
+                n_prefix_tokens=self.hooked.n_prefix_tokens,
+                has_class_token=self.hooked.has_class_token,
+                n_classes=_n_classes(source),
+                top_k=top_k,
+                sample=min(sample, len(source)),
+                grid=None if patch_grid is None else tuple(patch_grid),
+            )
+            for name in names
+        }
+        self.head_sites = [n for n in names if parse_site(n).part == "attn.hook_z"]
+        self.pattern_sites = _pattern_sites(self.hooked, names) if patterns else []
+        self._pooled = Stream(names if pooled else self.head_sites)
+        self._patterns = Stream(self.pattern_sites)
+        self._rows: ImageRows | None = None
+        self._batch: Batch | None = None
+        self._distances: Tensor | None = None
+        self.skipped: list[dict[str, str]] = []
+        self.notes: list[str] = []
+        self.n_images = self._n_batches = 0
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Set the hooks, in evaluation mode and without gradients; undo it all at the end."""
+        training = [m for m in self.loaded.model.modules() if m.training]
+        hooks: list[tuple[str, Callable[..., None]]] = [
+            *((name, partial(self._record, name)) for name in self.sites),
+            *((name, partial(self._record_pattern, name)) for name in self.pattern_sites),
+        ]
+        with ExitStack() as stack:
+            stack.callback(_set_training, training)
+            stack.enter_context(torch.inference_mode())
+            if self.precision == "bf16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            stack.enter_context(self.hooked.hooks(fwd_hooks=hooks))
+            self.loaded.model.eval()
+            yield
+
+    def update(self, decoded: Decoded) -> None:
+        """Run one batch of decoded images through the model and record it."""
+        self.skipped += [{"key": e.key, "reason": e.reason} for e in decoded.skipped]
+        if decoded.pixels is None:
+            return
+        indices = torch.tensor(decoded.indices)
+        keys = [self.source.keys[i] for i in decoded.indices]
+        labels = None
+        if self.source.labels is not None:
+            labels = torch.from_numpy(self.source.labels[decoded.indices])
+        self._batch = Batch(
+            indices.to(self.device, non_blocking=True),
+            indices,
+            torch.from_numpy(image_hash(keys)),
+            None if labels is None else labels.to(self.device, non_blocking=True),
+        )
+        pixels = decoded.pixels.to(self.device, non_blocking=True)
+        logits = self.hooked(self.loaded.transform.normalize(pixels))
+        for name in self._pooled.sites:
+            values = self.sites[name].latest
+            if values is not None:
+                self._pooled.add(name, values.transpose(0, 1))
+        self._image_rows(logits.shape[1]).add(logits, decoded.indices, keys, labels)
+        self.n_images += len(keys)
+        self._n_batches += 1
+        if self._n_batches % _CHECK_EVERY == 0:
+            self._flush()
+
+    def finish(self, *, interrupted: bool, seconds: float) -> None:
+        """Write everything and put the run in its place.
+
+        Raises
+        ------
+        DataError
+            If no image could be read.
+        """
+        if not self.n_images:
+            why = self.skipped[0] if self.skipped else {"key": "", "reason": "interrupted"}
+            raise DataError(
+                f"none of the {len(self.skipped)} images of {self.source.name} could be read; "
+                f"the first, {why['key']!r}: {why['reason']}"
+                if self.skipped
+                else "interrupted before the first batch was done; no run was written"
+            )
+        self._flush()
+        described, tables = {}, []
+        for name, recorder in self.sites.items():
+            units = recorder.result()
+            self.writer.write_units(name, units)
+            tables.append(describe.unit_table(name, units))
+            described[name] = {
+                "dims": list(recorder.site.dims),
+                "unit": recorder.site.unit_dim,
+                "n_units": units.sizes["unit"],
+                "pools": list(recorder.pools),
+                "tails": list(recorder.tails),
+                "signed": recorder.signed,
+                "grid": recorder.grid if "top_map" in units else None,
+            }
+        self.writer.write_table("units", pd.concat(tables, ignore_index=True))
+        if self.head_sites or self.pattern_sites:
+            layers = [parse_site(n).layer for n in self.head_sites or self.pattern_sites]
+            self.writer.write_heads(xr.Dataset(coords={"layer": layers}))
+        self.writer.finish(
+            {
+                "status": "interrupted" if interrupted else "complete",
+                "n_images": self.n_images,
+                "model": describe.describe_model(self.loaded),
+                "data": describe.describe_data(self.source),
+                "sites": described,
+                "options": self.options,
+                "quantile_rank_error": rank_error(int(self.options["sample"]), self.n_images),
+                "skipped": self.skipped,
+                "notes": self.notes,
+                "seconds": round(seconds, 3),
+                "versions": describe.describe_versions(),
+            }
+        )
+
+    def _record(self, name: str, activation: Tensor, *, hook: Any) -> None:
+        assert self._batch is not None
+        self.sites[name].update(activation, self._batch)
+
+    def _record_pattern(self, name: str, scores: Tensor, *, hook: Any) -> None:
+        prefix = self.hooked.n_prefix_tokens
+        if self._distances is None or len(self._distances) != scores.shape[-1]:
+            grid = square_grid(scores.shape[-1] - prefix)
+            self._distances = patch_distances(grid, prefix, device=scores.device)
+        values = pattern_statistics(scores, self._distances, prefix)
+        self._patterns.add(name, values.transpose(0, 1))
+
+    def _image_rows(self, n_logits: int) -> ImageRows:
+        if self._rows is None:
+            mismatch = describe.class_mismatch(self.loaded, self.source, n_logits)
+            self.notes += [mismatch] if mismatch else []
+            self._rows = ImageRows(comparable=mismatch is None)
+        return self._rows
+
+    def _flush(self) -> None:
+        """Check what has been seen, and write what belongs to single images."""
+        for recorder in self.sites.values():
+            recorder.check_finite()
+        if self._rows is not None:
+            self._rows.flush(self.writer)
+        pooled, patterns = self._pooled.take(), self._patterns.take()
+        norms = [pooled[name][:, 1] for name in self.head_sites if name in pooled]  # pool "mean"
+        if norms:
+            self.writer.add_heads("output_norm", torch.stack(norms, dim=1).numpy())
+        if self.options["pooled"]:
+            for name, values in pooled.items():
+                self.writer.add_pooled(name, values.numpy())
+        if patterns:
+            by_layer = torch.stack([patterns[name] for name in self.pattern_sites], dim=2)
+            for i, name in enumerate(("pattern_entropy", "pattern_distance")):
+                self.writer.add_heads(name, by_layer[:, i].numpy())
+
+
+def _set_training(modules: list[torch.nn.Module]) -> None:
+    for module in modules:
+        module.training = True
+
+
+def _n_classes(source: ImageData) -> int:
+    if source.labels is None:
+        return 0
+    return len(source.classes) if source.classes else int(source.labels.max()) + 1
+
+
+def _pattern_sites(hooked: HookedVisionModel, recorded: list[str]) -> list[str]:
+    """Return the attention logits of the blocks whose heads are recorded, or of all blocks."""
+    every = [n for n in hooked.hook_dict if n.endswith(".attn.hook_attn_scores")]
+    if not every:
+        raise SpecError("this model has no attention patterns; leave out --patterns")
+    blocks = {parse_site(n).layer for n in recorded if parse_site(n).part == "attn.hook_z"}
+    return [n for n in every if parse_site(n).layer in blocks] or every

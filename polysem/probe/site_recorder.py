@@ -1,0 +1,216 @@
+"""One site during a probe: from hooked activations to its part of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from polysem.errors import NonFiniteError, RunError
+from polysem.probe.accumulators import Accumulator, ClassSums, ImageSample, Moments
+from polysem.probe.exemplars import Exemplars
+from polysem.probe.pooling import Pooled, pool_activation, pool_names, square_grid, tail_names
+from polysem.sites import Site
+from polysem.store.schema import QUANTILES, UNITS, dataset
+
+__all__ = ["Batch", "SiteRecorder"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one forward pass.
+
+    Attributes
+    ----------
+    images : Tensor
+        Index of each image in the data, int64 [image], where the activations are.
+    images_host, hashes : Tensor
+        The same indices, and the images' hashes, int64 [image] on the host.
+    labels : Tensor or None
+        Class indices, int64 [image], where the activations are.
+    """
+
+    images: Tensor
+    images_host: Tensor
+    hashes: Tensor
+    labels: Tensor | None
+
+
+@dataclass
+class SiteRecorder:
+    """Fold the activations of one site into statistics, batch by batch.
+
+    Attributes
+    ----------
+    site : Site
+        What is recorded.
+    signed : bool
+        Whether units fire in both directions.
+    n_prefix_tokens, has_class_token : int, bool
+        Tokens before the patches, and whether the first is a class token.
+    n_classes : int
+        Classes of the data; 0 for unlabelled data.
+    top_k, sample : int
+        Exemplars per unit and tail; images in the sample.
+    grid : tuple of int or None
+        Patch grid of a transformer.
+    """
+
+    site: Site
+    signed: bool
+    n_prefix_tokens: int
+    has_class_token: bool
+    n_classes: int
+    top_k: int
+    sample: int
+    grid: tuple[int, int] | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
+    latest: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.pools = pool_names(self.site, signed=self.signed, has_class_token=self.has_class_token)
+        self.tails = tail_names(self.site, signed=self.signed)
+
+    def update(self, activation: Tensor, batch: Batch) -> None:
+        """Add the activation of one batch, as the site's dims say.
+
+        The pooled values stay in `latest` until the next batch.
+        """
+        pooled = pool_activation(
+            self.site, activation, self.pools, n_prefix_tokens=self.n_prefix_tokens
+        )
+        if not self.parts:
+            self._allocate(pooled)
+        values = self.latest = pooled.values
+        self.parts["moments"].update(values)
+        self.parts["sample"].update(values, batch.images_host, batch.hashes)
+        if batch.labels is not None:
+            self.parts["class_sums"].update(values, batch.labels)
+        for tail in self.tails:
+            pool = 0 if tail == "upper" or self.pools == ("value",) else self.pools.index("min")
+            self.parts[tail].update(values[pool], batch.images, pooled.maps)
+
+    def _allocate(self, pooled: Pooled) -> None:
+        n_pools, _, n_units = pooled.values.shape
+        n_positions = 0 if pooled.maps is None else pooled.maps.shape[2]
+        device = pooled.values.device
+        if pooled.grid is not None:
+            self.grid = pooled.grid
+        elif self.grid is None or self.grid[0] * self.grid[1] != n_positions:
+            self.grid = square_grid(n_positions)
+        self.parts["moments"] = Moments(n_pools, n_units, device=device)
+        self.parts["sample"] = ImageSample(self.sample, n_pools, n_units, device=device)
+        if self.n_classes:
+            self.parts["class_sums"] = ClassSums(self.n_classes, n_pools, n_units, device=device)
+        for tail in self.tails:
+            self.parts[tail] = Exemplars(
+                self.top_k,
+                n_units,
+                n_positions,
+                lower=tail == "lower",
+                only_firing=not self.signed,
+                device=device,
+            )
+
+    def check_finite(self) -> None:
+        """Stop if any activation so far was NaN or infinite (waits for the device).
+
+        Raises
+        ------
+        NonFiniteError
+            Naming the site and the first such unit.
+        """
+        if not self.parts:
+            return
+        moments: Moments = self.parts["moments"]
+        bad = ~(moments.min.isfinite() & moments.max.isfinite()).all(0)
+        if bool(bad.any()):
+            n_bad, first = int(bad.sum()), int(bad.nonzero()[0, 0])
+            raise NonFiniteError(
+                f"NaN or infinite activations at {self.site.name}, unit {first} "
+                f"({n_bad} of {len(bad)} units of the site): the weights or the precision are "
+                "at fault; try --precision fp32"
+            )
+
+    def merge(self, other: SiteRecorder) -> None:
+        """Add what a recorder of the same site has seen of other images of the same data."""
+        if not other.parts:
+            return
+        if not self.parts:
+            self.parts, self.grid = other.parts, other.grid
+            return
+        for name, part in self.parts.items():
+            part.merge(other.parts[name])
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return the state of every accumulator by name."""
+        parts: Mapping[str, Accumulator] = self.parts
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def result(self) -> xr.Dataset:
+        """Return the statistics of all units in the run's layout.
+
+        Raises
+        ------
+        RunError
+            If the network never reached the site.
+        """
+        if not self.parts:
+            raise RunError(
+                f"the forward pass never reached {self.site.name}; leave it out with --sites"
+            )
+        moments: Moments = self.parts["moments"]
+        images, values = self.parts["sample"].sorted()
+        arrays: dict[str, Any] = {
+            "count": int(moments.count),
+            "mean": moments.mean,
+            "variance": moments.variance(),
+            "skewness": moments.skewness(),
+            "kurtosis": moments.kurtosis(),
+            "min": moments.min,
+            "max": moments.max,
+            "sparsity": moments.sparsity(),
+            "positive_share": moments.positive_share(),
+            "quantile": _quantiles(values),
+            "dead": (moments.min == moments.max).all(0),
+            "sample_image": images,
+            "sample_value": values,
+        }
+        if self.n_classes:
+            arrays["class_sum"] = self.parts["class_sums"].sums.transpose(0, 1)
+            arrays["class_count"] = self.parts["class_sums"].count
+        arrays |= self._exemplars()
+        coords = {"pool": list(self.pools), "q": list(QUANTILES), "tail": list(self.tails)}
+        return dataset(UNITS, {k: _numpy(v) for k, v in arrays.items()}, coords)
+
+    def _exemplars(self) -> dict[str, Tensor]:
+        values, images, positions, maps = (
+            torch.stack(part)
+            for part in zip(*(self.parts[tail].ranked() for tail in self.tails), strict=True)
+        )
+        found = {
+            "top_value": values,
+            "top_image": images,
+            "n_exemplars": (~values.isnan()).sum(-1),
+        }
+        if maps.shape[-1]:
+            assert self.grid is not None
+            found["top_y"] = (positions / self.grid[1]).floor()
+            found["top_x"] = positions % self.grid[1]
+            found["top_map"] = maps.unflatten(-1, self.grid)
+        return found
+
+
+def _quantiles(values: Tensor) -> np.ndarray:
+    """Return quantiles [pool, q, unit] of a sample [pool, sample, unit]: values that occurred."""
+    quantiles = np.quantile(values.cpu().numpy(), QUANTILES, axis=1, method="inverted_cdf")
+    return np.moveaxis(quantiles, 0, 1)
+
+
+def _numpy(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value

@@ -13,15 +13,11 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 
-from polysem import _torchvision
 from polysem.errors import SpecError
 from polysem.models.bcos import BcosLinear, DetachableIdentity
-
-_torchvision.repair()
-
-from timm.layers import Attention  # noqa: E402
 
 __all__ = ["BcosAttention", "PositionAttention", "PositionBias", "attention_layer"]
 
@@ -158,15 +154,16 @@ class PositionAttention(Attention):  # type: ignore[misc]
             If causal attention is asked of a layer with positions.
         """
         bias = self.attention_bias(x.shape[1])
-        if bias is not None and is_causal:
-            raise SpecError("attention with learned positions between patches cannot be causal")
-        if bias is not None and attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
+        if bias is not None:
+            if is_causal:
+                raise SpecError("attention with learned positions between patches is not causal")
+            bias = bias[None]  # fused kernels take two or four axes
+            if attn_mask is None:
+                attn_mask = bias
+            elif attn_mask.dtype == torch.bool:
                 attn_mask = bias.masked_fill(~attn_mask, -math.inf)
             else:
                 attn_mask = bias + attn_mask
-        elif bias is not None:
-            attn_mask = bias[None]  # fused kernels take two or four axes
         out: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         return out
 

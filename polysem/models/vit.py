@@ -1,0 +1,248 @@
+"""Vision transformers, B-cos and standard: one architecture, timm's, with its layers injected.
+
+A B-cos model and its standard twin differ in their layers and in nothing else: same depth,
+widths, patches, positions, pooling and initial draws. All are average-pooled and have no class
+token. They are registered with timm under names such as ``bcos_vitc_tiny_patch4_32`` and
+``vitc_tiny_patch4_gap_32`` (timm's word for no class token); ``vitc`` starts with a stem of
+convolutions instead of patches and has one block less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import Any, Literal, get_args
+
+import timm.models.vision_transformer as timm_vit
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_device_dtype
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from polysem.errors import SpecError, did_you_mean
+from polysem.models.attention import attention_layer
+from polysem.models.embed import PatchLinearEmbed, SincosPositions
+from polysem.models.twins import STANDARD, Layers, bcos_layers
+
+__all__ = ["VisionTransformer"]
+
+Positions = Literal["attention", "sincos", "learn", "none"]
+
+
+class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
+    """timm's vision transformer, average-pooled and without class token, of the given layers.
+
+    Takes images of other sizes than it was built for; with attention positions these must be
+    square, and offsets beyond the trained grid count as the farthest one trained.
+
+    Parameters
+    ----------
+    layers : Layers
+        :data:`~polysem.models.twins.STANDARD` or :func:`~polysem.models.twins.bcos_layers`.
+    img_size, patch_size : int or (int, int)
+        In pixels; the image must divide into patches.
+    positions : {"attention", "sincos", "learn", "none"}
+        In the attention logits (:class:`~polysem.models.attention.PositionBias`); added to the
+        tokens, fixed (:func:`~polysem.models.embed.sincos_positions`) or learned (timm's); or
+        nowhere. Added positions are a bias, which ``Σ W(x) x`` of a B-cos model misses.
+    stem : sequence of int
+        Widths of :func:`~polysem.models.embed.conv_stem`; empty for patches.
+    weight_init
+        timm's; by default each layer keeps its own torch initialisation, as in the official code.
+    **options
+        timm's: in_chans, num_classes, embed_dim, depth, num_heads, mlp_ratio, drop rates, ….
+
+    Raises
+    ------
+    SpecError
+        If sizes do not fit together, or `positions` is unknown or does not go with an option.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: Layers,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        positions: Positions = "attention",
+        stem: Sequence[int] = (),
+        weight_init: str = "reset",
+        **options: Any,
+    ) -> None:
+        if positions not in get_args(Positions):
+            hint = did_you_mean(positions, get_args(Positions))
+            raise SpecError(f"unknown positions {positions!r}{hint}; known: {get_args(Positions)}")
+        if positions == "attention" and options.get("patch_drop_rate"):
+            raise SpecError("patch_drop_rate needs positions='sincos', 'learn' or 'none'")
+        (height, width), (patch_y, patch_x) = _pair(img_size), _pair(patch_size)
+        grid = (height // patch_y, width // patch_x)
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            class_token=False,
+            pos_embed="learn" if positions == "learn" else "none",
+            dynamic_img_size=True,
+            qkv_bias=layers.biases,
+            proj_bias=layers.biases,
+            weight_init=weight_init,
+            norm_layer=layers.norm,
+            act_layer=layers.act,
+            mlp_layer=layers.mlp,
+            attn_layer=attention_layer(
+                layers.attention,  # type: ignore[arg-type]
+                grid=grid if positions == "attention" else None,
+                **layers.attention_options,
+            ),
+            embed_layer=partial(
+                PatchLinearEmbed,
+                linear=layers.linear,
+                conv=layers.conv,
+                norm=layers.norm2d,
+                act=layers.act,
+                stem=tuple(stem),
+            ),
+            **{"global_pool": "avg", **options},
+        )
+        self.positions, self.grid, self.make_head = positions, grid, layers.head
+        self.sincos = SincosPositions() if positions == "sincos" else None
+        self._renew_head()
+
+    def _renew_head(self) -> None:
+        if self.num_classes > 0:
+            place = get_device_dtype(self)
+            self.head = self.make_head(self.embed_dim, self.num_classes, **place)
+            self.head.train(self.training)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new head of the same kind on the model; of 0 classes, none."""
+        super().reset_classifier(num_classes, global_pool)
+        self._renew_head()
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that are positions."""
+        tables = {
+            name for name, _ in self.named_parameters() if name.endswith("position_bias.table")
+        }
+        return {"pos_embed", *tables}
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Turn patches [image, y, x, d_model] into tokens, with positions if these are added."""
+        if self.pos_embed is not None:
+            tokens: Tensor = super()._pos_embed(x)
+            return tokens
+        grid = (x.shape[1], x.shape[2])
+        if self.positions == "attention" and grid != self.grid:
+            self._check_grid(grid)
+        tokens = x.flatten(1, 2)
+        if self.sincos is not None:
+            tokens = self.sincos(tokens, grid)
+        dropped: Tensor = self.pos_drop(tokens)
+        return dropped
+
+    def _check_grid(self, grid: tuple[int, int]) -> None:
+        """Refuse what attention, which only sees how many tokens there are, would mistake."""
+        if grid[0] != grid[1] or math.prod(grid) == math.prod(self.grid):
+            raise SpecError(
+                f"images of {grid[0]} × {grid[1]} patches: with attention positions a model "
+                f"trained on {self.grid[0]} × {self.grid[1]} takes those or other squares"
+            )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+#: Of each size: width, depth and heads.
+_SIZES = {
+    "micro": (128, 8, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+#: Widths of the stem of a base model that shrinks images by 16, from the official code; stems of
+#: smaller patches are the end of a longer one.
+_BASE_STEM = (64, 128, 128, 256, 256, 512)
+_INPUTS = {4: 32, 8: 64, 16: 224}
+
+
+def _stem(size: str, patch_size: int) -> tuple[int, ...]:
+    """Return the widths of a stem that shrinks images by `patch_size`."""
+    halvings = int(math.log2(patch_size))
+    if size == "base":
+        return tuple(width for width in _BASE_STEM if width >= 512 >> (halvings - 1))
+    width = _SIZES[size][0]
+    return tuple(width >> shift for shift in reversed(range(halvings)))
+
+
+def _name(kind: str, stem: str, size: str, patch_size: int) -> str:
+    if (kind, stem, size, patch_size) == ("standard", "vit", "base", 16):
+        return "vit_base_patch16_relpos_gap_224"  # without the word it is a model of timm's
+    if kind == "bcos":
+        return f"bcos_{stem}_{size}_patch{patch_size}_{_INPUTS[patch_size]}"
+    return f"{stem}_{size}_patch{patch_size}_gap_{_INPUTS[patch_size]}"
+
+
+def _cfg(kind: str, patch_size: int) -> dict[str, Any]:
+    """Return timm's description of the input; the official B-cos evaluation crop at 224 px."""
+    side, bcos = _INPUTS[patch_size], kind == "bcos"
+    return {
+        "input_size": (6 if bcos else 3, side, side),
+        "num_classes": 1000,
+        "crop_pct": 0.875 if side == 224 else 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.0, 0.0, 0.0) if bcos else IMAGENET_DEFAULT_MEAN,
+        "std": (1.0, 1.0, 1.0) if bcos else IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head.linear" if bcos else "head",
+    }
+
+
+_VARIANTS: list[tuple[str, str, str, int]]
+_VARIANTS = list(product(("bcos", "standard"), ("vit", "vitc"), _SIZES, _INPUTS))
+
+default_cfgs = generate_default_cfgs(
+    {_name(*variant): _cfg(variant[0], variant[-1]) for variant in _VARIANTS}
+)
+
+
+def _register(kind: str, stem: str, size: str, patch_size: int) -> None:
+    """Add one model to timm's registry and, so that it pickles, to this module."""
+    name, (width, depth, heads) = _name(kind, stem, size, patch_size), _SIZES[size]
+    architecture = {
+        "img_size": _INPUTS[patch_size],
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": depth - 1 if stem == "vitc" else depth,
+        "num_heads": heads,
+        "stem": _stem(size, patch_size) if stem == "vitc" else (),
+        "in_chans": 6 if kind == "bcos" else 3,
+    }
+
+    def build(pretrained: bool = False, **options: Any) -> nn.Module:
+        exponents = ("b", "max_out") if kind == "bcos" else ()
+        chosen = {key: options.pop(key) for key in exponents if key in options}
+        arguments = {**architecture, **options}
+        overlay = arguments.pop("pretrained_cfg_overlay", None) or {}
+        size = (arguments["in_chans"], *_pair(arguments["img_size"]))
+        model: nn.Module = build_model_with_cfg(
+            VisionTransformer,
+            name,
+            pretrained,
+            pretrained_cfg_overlay={"input_size": size, **overlay},
+            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+            layers=bcos_layers(**chosen) if kind == "bcos" else STANDARD,
+            **arguments,
+        )
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Build {name}; options are those of `VisionTransformer`{_MORE[kind]}."
+    globals()[name] = register_model(build)
+
+
+_MORE = {"bcos": ", and `b` and `max_out` of every B-cos layer", "standard": ""}
+
+for _variant in _VARIANTS:
+    _register(*_variant)

@@ -177,6 +177,10 @@ def _centres(
     The first try whose first two objects are apart places both, then the first that keeps the third
     away from them places that one; where no try will do, the one that comes nearest.
     """
+    tries = tries.copy()
+    # if all else fails, opposite corners keep the first two apart
+    tries[:, -1, 0] *= 0.15
+    tries[:, -1, 1] = 1 - 0.15 * tries[:, -1, 1]
     margin = MARGIN * radius[:, None, :, None]
     centre = margin + tries * (1 - 2 * margin)
     gap = _gap(centre[:, :, 0], centre[:, :, 1], radius[:, 0] + radius[:, 1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property, partial
@@ -242,9 +243,7 @@ def shapes_from_spec(spec: str) -> Shapes:
     source, mark, query = spec.partition("?")
     name, colon, split = source.partition(":")
     if name != "shapes":
-        raise SpecError(
-            f"{spec!r}: expected 'shapes', not {name!r}{did_you_mean(name, ['shapes'])}"
-        )
+        raise SpecError(f"{spec!r} starts with {name!r}, not with 'shapes'")
     if colon:
         _check_choice("split", split, get_args(Split))
     options = _options(spec, query) if mark else {}
@@ -265,7 +264,7 @@ def _options(spec: str, query: str) -> dict[str, Any]:
             raise SpecError(f"{spec!r}: option {option!r} has no value; write {option}=…")
         if option in options:
             raise SpecError(f"{spec!r}: option {option!r} is given twice")
-        if option != "label" and not (value.isascii() and value.removeprefix("-").isdigit()):
+        if option != "label" and not re.fullmatch("-?[0-9]{1,20}", value):
             raise SpecError(f"{spec!r}: option {option!r} needs a whole number, not {value!r}")
         options[option] = value if option == "label" else int(value)
     return options

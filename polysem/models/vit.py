@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from polysem.errors import SpecError, did_you_mean
 from polysem.models.attention import attention_layer
 from polysem.models.embed import PatchLinearEmbed, SincosPositions
+from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
 
-__all__ = ["VisionTransformer"]
+__all__ = ["VisionTransformer", "official_vit"]
 
 Positions = Literal["attention", "sincos", "learn", "none"]
 

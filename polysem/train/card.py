@@ -1,0 +1,74 @@
+"""From a finished training to the README beside its model: what it is, how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from polysem.train.recipe import Recipe, recipe_to_dict
+
+__all__ = ["model_card"]
+
+
+def model_card(
+    recipe: Recipe, metrics: Mapping[str, Any], *, classes: Sequence[str], command: str
+) -> str:
+    """Return the model card as Markdown.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    metrics : mapping
+        As `loop.train` returns them.
+    classes : sequence of str
+        Names of the classes, in the order of the logits.
+    command : str
+        What trains the model again.
+    """
+    low, high = (100 * bound for bound in metrics["test_accuracy_95"])
+    by_class = "\n".join(
+        f"| {name} | {'no test image' if share is None else f'{100 * share:.1f} %'} |"
+        for name, share in zip(classes, metrics["test_class_accuracy"], strict=True)
+    )
+    return f"""# {recipe.model.name}, trained on {recipe.data.train}
+
+{_notes(recipe)}**Test accuracy {100 * metrics["test_accuracy"]:.2f} %** (95 % Wilson interval \
+{low:.2f} to {high:.2f} %; {metrics["test_images"]:,} images of `{recipe.data.test}`; \
+test loss {metrics["test_loss"]:.4f}), measured on the weights as they are in the file, \
+{recipe.save_as}.
+
+| Class | Recognised |
+|---|---|
+{by_class}
+
+## How it was made
+
+    {command}
+
+Seed {recipe.seed}; {metrics["parameters"]:,} parameters; {metrics["steps"]:,} steps of \
+{metrics["batch_size"]} images; {metrics["cpu_minutes"]:.1f} CPU minutes, \
+{metrics["wall_minutes"]:.1f} minutes by the clock with {metrics["threads"]} threads on \
+{metrics["device"]}, reading the images included.
+
+Versions: {", ".join(f"{name} {version}" for name, version in metrics["versions"].items())}.
+
+Training data: `{recipe.data.train}`, fingerprint `{metrics["train_fingerprint"]}`.
+Test data: `{recipe.data.test}`, fingerprint `{metrics["test_fingerprint"]}`.
+
+The recipe:
+
+```yaml
+{yaml.safe_dump(_without_notes(recipe), sort_keys=False).strip()}
+```
+"""
+
+
+def _notes(recipe: Recipe) -> str:
+    notes = recipe.notes.strip()
+    return f"{notes}\n\n" if notes else ""
+
+
+def _without_notes(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe_to_dict(recipe).items() if key != "notes"}

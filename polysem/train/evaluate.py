@@ -1,0 +1,108 @@
+"""From a model and labelled images to what it is worth: test loss, accuracy and its uncertainty."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from polysem.errors import NonFiniteError
+from polysem.models.transform import Transform
+from polysem.train.images import LabelledImages
+from polysem.train.losses import Loss
+
+__all__ = ["Evaluation", "autocast", "evaluate", "wilson_interval"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model reached on a set of images.
+
+    Attributes
+    ----------
+    loss : float
+        Mean over images, in the form that the loss has at test time.
+    n_correct, n_images : int
+    class_accuracy : float array [class]
+        Share of each class's images that were recognised; NaN for a class without images.
+    """
+
+    loss: float
+    n_correct: int
+    n_images: int
+    class_accuracy: npt.NDArray[np.float64]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images recognised, from 0 to 1 (best)."""
+        return self.n_correct / self.n_images
+
+
+def evaluate(
+    model: nn.Module,
+    images: LabelledImages,
+    transform: Transform,
+    loss: Loss,
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+) -> Evaluation:
+    """Test the model in eval mode and without gradients; its mode is put back afterwards.
+
+    Raises
+    ------
+    NonFiniteError
+        If the test loss is NaN or infinite.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        logits = _logits(model, images.pixels, transform, batch_size, precision)
+    finally:
+        model.train(was_training)
+    value = float(loss(logits, images.labels, training=False))
+    if not np.isfinite(value):
+        raise NonFiniteError(f"the test loss on {images.name} is {value}")
+    right = (logits.argmax(1) == images.labels).cpu().numpy()
+    labels = images.labels.cpu().numpy()
+    shown = np.bincount(labels, minlength=len(images.classes))
+    hits = np.bincount(labels, weights=right, minlength=len(images.classes))
+    return Evaluation(
+        loss=value,
+        n_correct=int(right.sum()),
+        n_images=len(images),
+        class_accuracy=np.divide(hits, shown, out=np.full(hits.shape, np.nan), where=shown > 0),
+    )
+
+
+@torch.inference_mode()
+def _logits(
+    model: nn.Module, pixels: Tensor, transform: Transform, batch_size: int, precision: str
+) -> Tensor:
+    """Return float32 logits [image, class]."""
+    logits = []
+    with autocast(pixels.device, precision):
+        for batch in torch.split(pixels, batch_size):
+            logits.append(model(transform.normalize(batch)).float())
+    return torch.cat(logits)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context that the forward pass runs in: bfloat16 where it is safe, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def wilson_interval(n_correct: int, n_images: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of an accuracy.
+
+    >>> low, high = wilson_interval(90, 100)
+    >>> print(f"{low:.3f} {high:.3f}")
+    0.826 0.945
+    """
+    interval = binomtest(n_correct, n_images).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,181 @@
+"""From a recipe to all that the loop needs: data in memory, model, loss, optimiser, settings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from polysem.data.dataset import ImageData
+from polysem.data.sources import load_data
+from polysem.errors import DataError, RecipeError, SpecError
+from polysem.models.registry import evaluation_transform, require_known
+from polysem.models.transform import Transform
+from polysem.train.build import (
+    build_model,
+    choose_clip,
+    choose_loss,
+    choose_optimiser,
+)
+from polysem.train.images import LabelledImages, decode
+from polysem.train.losses import Loss
+from polysem.train.recipe import Recipe
+from polysem.train.schedules import cosine_schedule
+
+__all__ = ["Job", "prepare", "settings"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training, ready to run.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    model : nn.Module
+        Untrained, on the device, in training mode.
+    transform : Transform
+        What the model does to its images.
+    loss : Loss
+    optimiser : Optimizer
+    schedule : timm Scheduler
+    clip : callable
+        Applied between backward pass and step.
+    train, test : LabelledImages
+    epoch_steps, total_steps : int
+        Steps per epoch and in all.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    transform: Transform
+    loss: Loss
+    optimiser: torch.optim.Optimizer
+    schedule: Any
+    clip: Callable[[], object]
+    train: LabelledImages
+    test: LabelledImages
+    epoch_steps: int
+    total_steps: int
+
+
+def prepare(
+    recipe: Recipe, device: torch.device, *, report: Callable[[str, int, int], None]
+) -> Job:
+    """Check that everything fits together, then read the images and build the model.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    device : torch.device
+    report : callable
+        Called as ``report(spec, images read, images in all)`` while images are read.
+
+    Raises
+    ------
+    RecipeError
+        If the model cannot be built, or the schedule does not fit the data.
+    DataError
+        If the data has no labels, or its two parts have different classes.
+    """
+    _known_model(recipe)
+    train = load_data(recipe.data.train, limit=recipe.data.train_limit)
+    test = load_data(recipe.data.test, limit=recipe.data.test_limit)
+    n_classes = _n_classes(train, test)
+    epoch_steps, total_steps = _lengths(recipe, len(train))
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model, n_classes=n_classes)
+    transform = evaluation_transform(model)
+    model.to(device).train()
+    optimiser = choose_optimiser(recipe.optimiser, model)
+
+    def read(data: ImageData) -> LabelledImages:
+        return decode(
+            data,
+            transform,
+            device=device,
+            report=lambda done, total: report(data.name, done, total),
+        )
+
+    return Job(
+        recipe=recipe,
+        model=model,
+        transform=transform,
+        loss=choose_loss(recipe, model),
+        optimiser=optimiser,
+        schedule=cosine_schedule(
+            optimiser,
+            total_steps=total_steps,
+            warmup_steps=recipe.schedule.warmup_steps,
+            final_lr=recipe.schedule.final_lr,
+        ),
+        clip=choose_clip(recipe.optimiser.clip, model),
+        train=read(train),
+        test=read(test),
+        epoch_steps=epoch_steps,
+        total_steps=total_steps,
+    )
+
+
+def _known_model(recipe: Recipe) -> None:
+    try:
+        require_known(recipe.model.name)
+    except SpecError as error:
+        raise RecipeError(f"model.name: {error}") from None
+
+
+def _n_classes(train: ImageData, test: ImageData) -> int:
+    for data in (train, test):
+        if data.labels is None:
+            raise DataError(f"{data.name} has no labels; training needs them")
+        if not len(data):
+            raise DataError(f"{data.name} has no images")
+    if train.classes != test.classes:
+        raise DataError(
+            f"{train.name} and {test.name} have different classes: {train.classes} and "
+            f"{test.classes}"
+        )
+    if train.classes is not None:
+        return len(train.classes)
+    assert train.labels is not None
+    assert test.labels is not None
+    return int(max(train.labels.max(), test.labels.max())) + 1
+
+
+def _lengths(recipe: Recipe, n_images: int) -> tuple[int, int]:
+    """Return steps per epoch (the last, smaller batch is left out) and steps in all."""
+    epoch_steps = max(1, n_images // recipe.batch_size)
+    schedule = recipe.schedule
+    total_steps = schedule.steps or (schedule.epochs or 0) * epoch_steps
+    if schedule.warmup_steps >= total_steps:
+        raise RecipeError(
+            f"schedule.warmup_steps is {schedule.warmup_steps}, but the training has only "
+            f"{total_steps} steps ({epoch_steps} an epoch)"
+        )
+    return epoch_steps, total_steps
+
+
+@contextmanager
+def settings(threads: int | None) -> Iterator[None]:
+    """Train with this many threads and in a way that repeats, then put torch back as it was.
+
+    Some sums on several threads are otherwise added up in an order that changes from run to run.
+    Where torch knows no repeatable way (some kernels on a GPU) it takes the usual one.
+    """
+    n_threads = torch.get_num_threads()
+    repeatable = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
+        try:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.set_num_threads(threads or n_threads)
+            yield
+        finally:
+            torch.set_num_threads(n_threads)
+            torch.use_deterministic_algorithms(repeatable, warn_only=warn_only)

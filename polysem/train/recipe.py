@@ -1,0 +1,268 @@
+"""What a training run is made from: a YAML recipe, checked in full before any work starts.
+
+`load_recipe` reads the file, the loop follows it, and the finished checkpoint carries it as a plain
+dict, so that a model always says how it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from polysem.errors import MissingError, RecipeError, did_you_mean
+
+__all__ = [
+    "Augment",
+    "Clip",
+    "Data",
+    "Model",
+    "Optimiser",
+    "Recipe",
+    "Schedule",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_to_dict",
+]
+
+
+def _not_a_boolean(value: Any) -> Any:
+    # pydantic reads true as 1, which in a recipe is always a slip.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+_Count = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=1)]
+_CountOrZero = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=0)]
+_Positive = Annotated[float, BeforeValidator(_not_a_boolean), Field(gt=0)]
+_PositiveOrZero = Annotated[float, BeforeValidator(_not_a_boolean), Field(ge=0)]
+_BelowOne = Annotated[float, BeforeValidator(_not_a_boolean), Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(_Section):
+    """The network: a name from timm's registry (polysem's included) and its arguments."""
+
+    name: str
+    args: dict[str, Any] = {}
+
+
+class Data(_Section):
+    """What it learns from and what it is tested on: two data specs."""
+
+    train: str
+    test: str
+    train_limit: _Count | None = None
+    test_limit: _Count | None = None
+
+
+class Clip(_Section):
+    """How gradients are kept small: by their global norm, or relative to each unit's weights."""
+
+    norm: _Positive | None = None
+    agc: _Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Clip:
+        if self.norm is not None and self.agc is not None:
+            raise ValueError("give norm or agc, not both")
+        return self
+
+
+class Optimiser(_Section):
+    """Update rule and its peak learning rate; one-dimensional parameters are never decayed."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: _Positive
+    weight_decay: _PositiveOrZero = 0.0
+    betas: tuple[_BelowOne, _BelowOne] = (0.9, 0.999)
+    clip: Clip = Clip()
+
+
+class Schedule(_Section):
+    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine."""
+
+    epochs: _Count | None = None
+    steps: _Count | None = None
+    warmup_steps: _CountOrZero = 0
+    final_lr: _PositiveOrZero = 0.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Schedule:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class Augment(_Section):
+    """Random changes of the training images that leave their class as it is."""
+
+    flip: bool = False
+    turn: bool = False
+    crop_padding: _CountOrZero = 0
+
+
+class Recipe(_Section):
+    """Everything that decides what a training run gives, together with the code and the machine.
+
+    Attributes
+    ----------
+    model, data, optimiser, schedule, augment : section
+        See the class of each.
+    loss : str
+        ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
+        B-cos models, cross-entropy for all others.
+    batch_size : int
+        Images per step.
+    seed : int
+        Decides initial weights, order of images and augmentation.
+    precision : str
+        ``fp32``, or ``bf16`` for autocast.
+    threads : int, optional
+        CPU threads; None leaves torch's own choice.
+    snapshots : int
+        How many moments of the training to keep, from untrained to trained, spaced evenly in
+        log(step); 0 keeps none.
+    checkpoint_every : int
+        Steps between two states that an interrupted training can resume from.
+    save_as : str
+        Number format of the final weights and the snapshots.
+    notes : str
+        What the model is for and what it must not be used for; goes into the model card.
+    """
+
+    model: Model
+    data: Data
+    optimiser: Optimiser
+    schedule: Schedule
+    augment: Augment = Augment()
+    loss: Literal["auto", "cross_entropy", "bce"] = "auto"
+    batch_size: _Count = 128
+    seed: _CountOrZero = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: _Count | None = None
+    snapshots: _CountOrZero = 10
+    checkpoint_every: _Count = 500
+    save_as: Literal["float32", "float16"] = "float32"
+    notes: str = ""
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Raises
+    ------
+    MissingError
+        If there is no such file.
+    RecipeError
+        If it is not YAML, names a key twice, or does not make a recipe; each fault in one sentence
+        that names the key and what is allowed there.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingError(f"there is no recipe file {str(path)!r}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not a text file") from None
+    try:
+        data = yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return parse_recipe(data, where=str(path))
+
+
+def parse_recipe(data: object, *, where: str = "recipe") -> Recipe:
+    """Check plain data (parsed YAML, or a recipe kept in a checkpoint) and return the recipe.
+
+    Parameters
+    ----------
+    data : mapping
+        Sections and keys as in a recipe file.
+    where : str
+        Where the data is from, for messages.
+
+    Raises
+    ------
+    RecipeError
+        If it does not make a recipe.
+
+    Examples
+    --------
+    >>> parse_recipe({"model": {"nme": "vit_micro_patch8_gap_64"}})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    polysem.errors.RecipeError: recipe: the key 'model.name' is missing...
+    """
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where} holds no keys; expected {_allowed(Recipe)}")
+    try:
+        return Recipe.model_validate(dict(data))
+    except ValidationError as error:
+        faults = [_sentence(fault) for fault in error.errors(include_url=False)]
+        raise RecipeError("\n".join(f"{where}: {fault}" for fault in faults)) from None
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain JSON data; `parse_recipe` turns it back."""
+    return recipe.model_dump(mode="json")
+
+
+def _sentence(fault: Any) -> str:
+    """Say in one sentence what is wrong with one key, and what it may be."""
+    path = [str(part) for part in fault["loc"] if isinstance(part, (str, int))]
+    key, kind = ".".join(path), fault["type"]
+    if kind == "extra_forbidden":
+        section = _section(path[:-1])
+        near = did_you_mean(path[-1], section.model_fields)
+        return f"unknown key {key!r}{near}; allowed here: {_allowed(section)}"
+    if kind == "missing":
+        return f"the key {key!r} is missing; expected {_allowed(_section(path[:-1]))}"
+    if kind == "literal_error":
+        near = did_you_mean(str(fault["input"]), fault["ctx"]["expected"].split("'")[1::2])
+        return f"{key} is {fault['input']!r}{near}; allowed: {fault['ctx']['expected']}"
+    if kind == "model_type":
+        section = _section(path)
+        return f"{key} is {fault['input']!r}; expected keys below it: {_allowed(section)}"
+    if kind == "value_error":
+        reason = str(fault["ctx"]["error"])
+        shown = "" if isinstance(fault["input"], Mapping) else f" is {fault['input']!r}"
+        return f"{key}{shown}: {reason}"
+    reason = fault["msg"].removeprefix("Input ")
+    return f"{key} is {fault['input']!r}: it {reason}"
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for name in path:
+        inner = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        section = inner
+    return section
+
+
+def _allowed(section: type[BaseModel]) -> str:
+    return ", ".join(section.model_fields)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where plain YAML would silently take the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

@@ -64,8 +64,9 @@ def decode_image(
       255 and 65535 that holds all values. Negative, larger or non-finite values are refused.
     - CMYK and YCbCr are converted as Pillow does, without colour profiles.
 
-    Safe to call from several threads, prints nothing, and leaves Pillow's settings as they are: in
-    particular ``ImageFile.LOAD_TRUNCATED_IMAGES`` and ``Image.MAX_IMAGE_PIXELS`` stay the caller's.
+    Safe to call from several threads, raises no warnings, and leaves Pillow's settings as they are:
+    ``ImageFile.LOAD_TRUNCATED_IMAGES`` and ``Image.MAX_IMAGE_PIXELS`` stay the caller's. Nothing is
+    printed, except that libtiff itself writes a line to stderr about a damaged compressed TIFF.
 
     Parameters
     ----------

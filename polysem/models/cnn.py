@@ -15,18 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_device_dtype
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from polysem import _torchvision
 from polysem.errors import CheckpointError, SpecError
 from polysem.models.bcos import BcosConv2d, LogitBias
 from polysem.models.norms import BatchNorm2d, BatchNormUncentered2d, GroupNorm1, PositionNorm2d
-
-_torchvision.repair()
-
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model  # noqa: E402
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet  # noqa: E402
 
 __all__ = ["NORMS", "BcosResNet", "BcosSmallResNet", "SmallResNet", "official_resnet"]
 
@@ -84,7 +81,8 @@ class SmallResNet(ResNet):  # type: ignore[misc]
             stem_width=channels[0] // 2,
             **kwargs,
         )
-        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False)
+        place = get_device_dtype(self)
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **place)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
         self.layer4 = nn.Sequential()  # timm's forward pass names four stages
@@ -165,9 +163,9 @@ class BcosResNet(ResNet):  # type: ignore[misc]
         return layer
 
     def _reset_head(self) -> None:
-        weight = next(self.parameters())
         if self.num_classes > 0:
-            conv = nn.Conv2d(self.num_features, self.num_classes, 1, bias=False).to(weight)
+            place = get_device_dtype(self)
+            conv = nn.Conv2d(self.num_features, self.num_classes, 1, bias=False, **place)
             self.fc = self._bcos_conv(conv)
             self.logit_bias = LogitBias(self.num_classes)
         else:

@@ -16,16 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from polysem import _torchvision
 from polysem.errors import CheckpointError
 from polysem.models.transform import Transform
 from polysem.models.weights import fit
-
-_torchvision.repair()
-
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 __all__ = ["load_vit_folder"]
 
@@ -197,11 +193,11 @@ def _transform(folder: Path, config: Any) -> Transform:
     said = _read_json(path) if path.is_file() else {}
     normalise = said.get("do_normalize", True)
     try:
-        size = _processor_size(said.get("size", config.image_size))
-        crop = _processor_size(said["crop_size"]) if said.get("do_center_crop") else size
+        scaled = _processor_size(said.get("size", config.image_size))
+        cropped = _processor_size(said["crop_size"]) if said.get("do_center_crop") else scaled
         return Transform(
-            size=crop,
-            crop_pct=min(crop[0] / size[0], 1.0),
+            size=_pair(config.image_size),  # the processor may still say its default, 224
+            crop_pct=min(cropped[0] / scaled[0], 1.0),
             interpolation=_INTERPOLATIONS[said.get("resample", 2)],
             mean=tuple(said.get("image_mean", (0.5,) * 3)) if normalise else (0.0,) * 3,
             std=tuple(said.get("image_std", (0.5,) * 3)) if normalise else (1.0,) * 3,

@@ -104,7 +104,7 @@ def _read_pickle(path: Path, head: bytes) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"the Python object {found[1]}" if found else "a pickle that is not a state dict"
+        what = f"the Python object {found[1]}" if found else "a pickled Python object"
         raise CheckpointError(
             f"{path} is refused and was not run: it holds {what}, which can only be rebuilt by "
             "running code from the file; save the weights again with "

@@ -125,7 +125,7 @@ def _load(text: str, split: str | None) -> ImageData:
         text = _with_split(text, options, split)
         if hub_split and options.setdefault("split", hub_split) != hub_split:
             raise SpecError(f"{text!r} asks for two splits")
-        return load_hub(where, name=text, **_understood("hub", text, options))
+        return _SOURCES[source].load(where, name=text, **_understood(source, text, options))
     path = _existing(prefix["target"] if prefix else target, text)
     kind = source or _kind(path)
     text = _with_split(text, options, split)

@@ -151,7 +151,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no array 'data' of 3072 bytes"):
         load(folder, split="test")
     archive.write_bytes(archive.read_bytes()[:-500])
-    with pytest.raises(DataError, match="archive .* cannot be read"):
+    with pytest.raises(DataError, match=r"archive .* cannot be read"):
         load(archive, split="train")
     binary = binary_10(tmp_path / "b")
     (binary / "test_batch.bin").write_bytes(bytes(3000))
@@ -172,9 +172,7 @@ def test_labels_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_a_batch_that_would_run_code_is_refused(tmp_path: Path) -> None:
     folder, trap = python_10(tmp_path / "c"), tmp_path / "ran"
-    (folder / "test_batch").write_bytes(
-        b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR."
-    )
+    (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR.")
     with pytest.raises(DataError, match=r"test_batch .* a call of os\.system; nothing was run"):
         load(folder, split="test")
     assert not trap.exists()
@@ -183,7 +181,7 @@ def test_a_batch_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_claims_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = archived(python_10(tmp_path / "c"))
     monkeypatch.setattr("polysem.data.cifar._MAX_MEMBER_BYTES", 5000)
-    with pytest.raises(DataError, match="claims .* bytes; CIFAR has less"):
+    with pytest.raises(DataError, match=r"claims .* bytes; CIFAR has less"):
         load(archive, split="test")
 
 

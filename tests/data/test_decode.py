@@ -189,8 +189,8 @@ def test_cmyk_including_inverted_adobe_jpeg(form: str) -> None:
 
 @pytest.mark.parametrize(
     ("orientation", "where"),
-    [(1, (0, 0)), (2, (0, 1)), (3, (2, 1)), (4, (2, 0)), (5, (0, 0)), (6, (0, 2)), (7, (1, 2)), (8, (1, 0))],
-)  # fmt: skip
+    list(enumerate([(0, 0), (0, 1), (2, 1), (2, 0), (0, 0), (0, 2), (1, 2), (1, 0)], start=1)),
+)
 def test_exif_orientation_is_applied(orientation: int, where: tuple[int, int]) -> None:
     image = Image.new("L", (2, 3), 0)  # width 2, height 3, upper left pixel lit
     image.putpixel((0, 0), 255)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,7 +21,7 @@ class Named(ImageData):
 
 
 def test_every_part_counts() -> None:
-    usual = {"labels": [0, 1], "classes": ["x", "y"]}
+    usual: dict[str, Any] = {"labels": [0, 1], "classes": ["x", "y"]}
     hashes = [
         data_sha256(Named("s", ["a", "b"], **usual), [b"12"]),
         data_sha256(Named("s", ["b", "a"], **usual), [b"12"]),

@@ -114,7 +114,7 @@ def test_choice_of_columns(tmp_path: Path) -> None:
 
 def test_label_outside_the_classes(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", [1, 2], features={"label": CLASSES}, label=[0, 2])
-    with pytest.raises(DataError, match="'a.parquet#1' has the label 2, but there are only 2"):
+    with pytest.raises(DataError, match=r"'a\.parquet#1' has the label 2, but there are only 2"):
         load(file)
 
 

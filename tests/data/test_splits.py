@@ -33,7 +33,7 @@ def test_several_without_a_wish_are_refused() -> None:
 
 
 def test_unknown_split_gives_near_matches() -> None:
-    with pytest.raises(SpecError, match="no split 'tset'.*did you mean 'test'"):
+    with pytest.raises(SpecError, match=r"no split 'tset'.*did you mean 'test'"):
         choose_splits("spec", THREE, "tset")
     with pytest.raises(SpecError, match="not divided into splits"):
         choose_splits("spec", (), "test")

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with items per second and time left, on the terminal's stderr."""
+"""Progress of long work: a bar with speed and time left, on the terminal's stderr."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(
-    task: str, total: int, *, unit: str = "images", show: bool = True
-) -> Iterator[Callable[[int], None]]:
-    """Yield a function that moves the bar on by a number of items.
+    *, unit: str = "images", show: bool = True
+) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield ``move(task, done, total)``, which draws how far a task has come.
 
-    Nothing is drawn where stderr is not a terminal, or `show` is False.
+    One bar at a time: another task, or one that starts anew, takes the bar over. Nothing is drawn
+    where stderr is not a terminal, or `show` is False.
     """
     if not (show and sys.stderr.isatty()):
-        yield lambda _n: None
+        yield lambda _task, _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
-    from rich.progress import TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -38,5 +46,14 @@ def progress_bar(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        row = progress.add_task(task, total=total)
-        yield lambda n: progress.advance(row, n)
+        row = progress.add_task("", total=None)
+        current = ""
+
+        def move(task: str, done: int, total: int) -> None:
+            nonlocal current
+            if task != current:
+                progress.reset(row, description=task, total=total)
+                current = task
+            progress.update(row, completed=done)
+
+        yield move

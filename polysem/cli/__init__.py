@@ -1,1 +1,45 @@
-"""One file a command: parse, call, print; nothing heavy is imported before it is needed."""
+"""The command line: one file a command, which parses, calls one function and prints.
+
+Nothing heavy is imported before a command runs, so that ``polysem --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from polysem.cli.bench import bench
+from polysem.cli.demo import demo
+from polysem.cli.probe import probe
+from polysem.cli.show import show
+from polysem.cli.train import train
+from polysem.errors import PolysemError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Find out what the neurons and attention heads of vision transformers do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for _command in (probe, show, train, demo):
+    app.command()(_command)
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Run the command line; a `PolysemError` becomes one sentence and exit code 2."""
+    try:
+        app()
+    except PolysemError as error:
+        print(f"polysem: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("polysem: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has enough of it
+        sys.exit(141)

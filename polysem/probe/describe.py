@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from typing import Any
 
@@ -33,8 +34,6 @@ def choose_sites(available: list[str], wanted: str | Iterable[str] | None) -> li
     """
     recordable = [n for n in available if "query" not in parse_site(n).dims]
     if wanted is None:
-        from fnmatch import fnmatchcase
-
         return [n for n in recordable if any(fnmatchcase(n, glob) for glob in DEFAULT_SITES)]
     globs = wanted.split(",") if isinstance(wanted, str) else list(wanted)
     chosen = [n for n in select_sites(available, globs) if n in recordable]

@@ -102,10 +102,13 @@ class Exemplars(Accumulator):
     def _capture_sparse(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
         """Copy the maps of newcomers only: after the first batches there are few."""
         i, unit = enters.nonzero(as_tuple=True)
-        slot = slots[i, unit]
-        found = maps[rows[i, unit], unit]
+        slot, row = slots[i, unit], rows[i, unit]
+        # neighbouring units of one image lie in the same cache lines
+        order = (row * maps.shape[1] + unit).argsort()
+        unit, slot = unit[order], slot[order]
+        found = maps[row[order], unit]
         self.positions[unit, slot] = self._peak(found).int()
-        self.maps[unit, slot] = _half(found)
+        self.maps[unit, slot] = found.half()
 
     def _capture_dense(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
         """Copy a map for every slot and keep the newcomers': no wait to learn how many they are."""
@@ -115,7 +118,7 @@ class Exemplars(Accumulator):
         position = torch.where(enters, self._peak(found).int(), self.positions[unit, slots])
         self.positions[unit, slots] = position
         self.maps[unit, slots] = torch.where(
-            enters[..., None], _half(found), self.maps[unit, slots]
+            enters[..., None], found.half(), self.maps[unit, slots]
         )
 
     def _peak(self, maps: Tensor) -> Tensor:
@@ -144,12 +147,9 @@ class Exemplars(Accumulator):
         empty = keys == -torch.inf
         unit = torch.arange(len(order), device=order.device)[:, None]
         nan = torch.tensor(torch.nan, dtype=torch.float64, device=order.device)
-        maps = self.maps[unit, order].masked_fill(empty[..., None], torch.nan)
+        limit = torch.finfo(torch.float16).max
+        maps = self.maps[unit, order].clamp_(-limit, limit)
+        maps.masked_fill_(empty[..., None], torch.nan)
         positions = torch.where(empty, nan, self.positions[unit, order].double())
         values = torch.where(empty, nan, -values if self.lower else values)
         return values, torch.where(empty, nan, images.double()), positions, maps
-
-
-def _half(maps: Tensor) -> Tensor:
-    limit = torch.finfo(torch.float16).max
-    return maps.clamp(-limit, limit).half()

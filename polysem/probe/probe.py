@@ -116,13 +116,14 @@ def probe(
         with (
             _stopping() as stopped,
             recorder.recording(),
-            progress_bar("probe", len(source), show=progress) as advance,
+            progress_bar(show=progress) as move,
         ):
             for decoded in batches(
                 source, loaded.transform, size, workers=workers, pin=cuda, strict=strict
             ):
                 recorder.update(decoded)
-                advance(len(decoded.indices) + len(decoded.skipped))
+                done = recorder.n_images + len(recorder.skipped)
+                move("probe", done, len(source))
                 if stopped():
                     break
         recorder.finish(interrupted=stopped(), seconds=time.perf_counter() - started)

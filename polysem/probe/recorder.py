@@ -149,13 +149,13 @@ class Recorder:
         DataError
             If no image could be read.
         """
+        if not self.n_images and interrupted:
+            raise DataError("interrupted before the first batch was done; no run was written")
         if not self.n_images:
-            why = self.skipped[0] if self.skipped else {"key": "", "reason": "interrupted"}
+            first = self.skipped[0]
             raise DataError(
                 f"none of the {len(self.skipped)} images of {self.source.name} could be read; "
-                f"the first, {why['key']!r}: {why['reason']}"
-                if self.skipped
-                else "interrupted before the first batch was done; no run was written"
+                f"the first is {first['key']!r}: {first['reason']}"
             )
         self._flush()
         described, tables = {}, []

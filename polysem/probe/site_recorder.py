@@ -185,13 +185,19 @@ class SiteRecorder:
             arrays["class_sum"] = self.parts["class_sums"].sums.transpose(0, 1)
             arrays["class_count"] = self.parts["class_sums"].count
         arrays |= self._exemplars()
-        coords = {"pool": list(self.pools), "q": list(QUANTILES), "tail": list(self.tails)}
+        # object arrays become zarr's variable-length strings, which its format 3 has settled
+        coords = {
+            "pool": np.array(self.pools, dtype=object),
+            "q": list(QUANTILES),
+            "tail": np.array(self.tails, dtype=object),
+        }
         return dataset(UNITS, {k: _numpy(v) for k, v in arrays.items()}, coords)
 
     def _exemplars(self) -> dict[str, Tensor]:
+        tails = [self.parts[tail].ranked() for tail in self.tails]
         values, images, positions, maps = (
-            torch.stack(part)
-            for part in zip(*(self.parts[tail].ranked() for tail in self.tails), strict=True)
+            parts[0][None] if len(parts) == 1 else torch.stack(parts)
+            for parts in zip(*tails, strict=True)
         )
         found = {
             "top_value": values,

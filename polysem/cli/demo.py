@@ -1,0 +1,80 @@
+"""``polysem demo``: the main job on what ships with polysem, no network and no data needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polysem.errors import MissingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polysem.store.run import Run
+
+_DATA = "shapes:test?n={images}&size=64"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs, table and pictures.")] = Path("demo"),
+    images: Annotated[int, typer.Option(help="Drawn images to show the models.", min=16)] = 2000,
+) -> None:
+    """Probe the shipped B-cos ViT and its standard twin on drawn images; table and pictures.
+
+    Example: [bold]polysem demo --out demo[/bold]
+    """
+    from polysem.cli.show import write_sheet
+    from polysem.cli.tables import print_table
+    from polysem.probe.probe import probe
+    from polysem.report.figures import striking_units
+
+    data = _DATA.format(images=images)
+    runs: dict[str, Run] = {}
+    for name in ("bcos", "vit"):
+        print(f"probing shapes_micro_{name} on {images:,} drawn images …")
+        runs[name] = probe(
+            shipped_model(f"shapes_micro_{name}"), data, out=out / name, overwrite=True
+        )
+    table = compare_twins(runs)
+    table.to_csv(out / "table.csv", index=False)
+    print_table(table, title="Neurons of two twins that differ in their layers only, by block")
+    print("kurtosis and sparsity are medians over neurons: higher means excited by fewer images")
+    for name, run in runs.items():
+        site = [s for s in run.sites if s.endswith("mlp.hook_post")][-1]
+        for unit in striking_units(run, site, 3):
+            print(f"wrote {write_sheet(run, site, unit, out / f'{name}-{site}-{unit}.png')}")
+    print(f"runs, table.csv and pictures are in {out}; try: polysem show {out / 'bcos'}")
+
+
+def shipped_model(name: str) -> Path:
+    """Return the path of a checkpoint that ships with polysem.
+
+    Raises
+    ------
+    MissingError
+        If polysem was installed without its ``data`` folder.
+    """
+    path = Path(__file__).parents[2] / "data" / "models" / f"{name}.safetensors"
+    if not path.is_file():
+        raise MissingError(
+            f"no shipped model at {path}: the demo needs polysem's source tree; install with "
+            '`pip install -e ".[dev]"` from a clone'
+        )
+    return path
+
+
+def compare_twins(runs: dict[str, Run]) -> pd.DataFrame:
+    """Return one row a block: how each run's neurons are excited."""
+    import pandas as pd
+
+    columns: dict[str, pd.Series[float]] = {}
+    for name, run in runs.items():
+        units = run.table("units")
+        units = units[units["site"].str.endswith("mlp.hook_post")]
+        by_site = units.groupby("site", sort=False)
+        columns[f"{name} kurtosis"] = by_site["kurtosis"].median()
+        columns[f"{name} sparsity"] = by_site["sparsity"].median()
+        columns[f"{name} dead"] = by_site["dead"].sum()
+    return pd.DataFrame(columns).reset_index()

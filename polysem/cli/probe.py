@@ -1,0 +1,98 @@
+"""``polysem probe``: from a checkpoint and images to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def probe(
+    model: Annotated[
+        str, typer.Option(help="Checkpoint file, or timm:NAME, hf-hub:ORG/NAME, bcos:NAME, folder.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="Image folder, parquet, archive, hub:ORG/NAME, or shapes.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    sites: Annotated[
+        str | None,
+        typer.Option(help="Globs of sites, comma-separated. Default: neurons, heads, pooled."),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Exemplars per unit and tail.", min=1)] = 16,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Keep every unit's activation on every image.")
+    ] = False,
+    patterns: Annotated[
+        bool, typer.Option("--patterns", help="Measure how widely and far heads look.")
+    ] = False,
+    sample: Annotated[int, typer.Option(help="Images that quantiles are read from.", min=1)] = 1024,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per pass. Default: 64, on a GPU 256.", min=1)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    limit: Annotated[
+        int | None, typer.Option(help="Probe a random sample of so many images.", min=1)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read images.", min=0)] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file for timm:NAME or bcos:NAME.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="timm name of a bare state dict's architecture.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at an image that cannot be read.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is there.")
+    ] = False,
+) -> None:
+    """Record what every neuron and attention head of a model does on a set of images.
+
+    Example: [bold]polysem probe --model ckpt.pt --data photos/ --out runs/a[/bold]
+    """
+    import torch
+
+    from polysem.models.load import load_model
+    from polysem.probe.probe import probe as run_probe
+
+    torch.manual_seed(0)  # timm:NAME without weights draws them: the same in every run
+    run = run_probe(
+        load_model(model, weights=weights, arch=arch),
+        data,
+        out=out,
+        sites=sites,
+        top_k=top_k,
+        pooled=pooled,
+        patterns=patterns,
+        sample=sample,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        limit=limit,
+        workers=workers,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    facts = run.manifest
+    n_units = sum(site["n_units"] for site in facts["sites"].values())
+    print(
+        f"{facts['n_images']:,} images in {facts['seconds']:.1f} s "
+        f"({facts['n_images'] / facts['seconds']:,.0f} images/s), "
+        f"{n_units:,} units at {len(facts['sites'])} sites"
+    )
+    for note in facts["notes"]:
+        print(f"note: {note}")
+    if facts["skipped"]:
+        first = facts["skipped"][0]
+        print(
+            f"left out {len(facts['skipped'])} images that cannot be read, such as "
+            f"{first['key']!r} ({first['reason']}); all are in {out / 'manifest.json'}"
+        )
+    print(f"wrote {out}; look at it with: polysem show {out}")
+    if facts["status"] == "interrupted":
+        print(f"interrupted after {facts['n_images']:,} images; these are kept in {out}")
+        raise typer.Exit(130)

@@ -31,24 +31,35 @@ def _register() -> None:
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Finds nothing itself; lends timm's own loader a last step."""
+    """Finds nothing itself; lends timm's own loader a first and a last step."""
+
+    _searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "timm":
+        if fullname != "timm" or self._searching:
             return None
-        sys.meta_path.remove(self)
-        from polysem import _torchvision
-
-        _torchvision.repair()
-        spec = importlib.util.find_spec("timm")
+        self._searching = True
+        try:
+            spec = importlib.util.find_spec("timm")
+        finally:
+            self._searching = False
+        # Others ask for the spec without importing (transformers does), so nothing is done yet.
         if spec is not None and spec.loader is not None:
-            load = spec.loader.exec_module
-
-            def load_then_register(module: ModuleType) -> None:
-                load(module)
-                _register()
-
-            spec.loader.exec_module = load_then_register  # type: ignore[method-assign]
+            self._extend(spec.loader)
         return spec
+
+    def _extend(self, loader: importlib.abc.Loader) -> None:
+        load = loader.exec_module
+
+        def load_then_register(module: ModuleType) -> None:
+            from polysem import _torchvision
+
+            _torchvision.repair()
+            load(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            _register()
+
+        loader.exec_module = load_then_register  # type: ignore[method-assign]

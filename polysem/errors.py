@@ -8,7 +8,7 @@
     ├── CheckpointError  (ValueError)          weights that cannot be read, or do not fit the model
     ├── DataError        (ValueError)          data whose layout or labels do not hold together
     │   └── ImageError                         one image that cannot be read
-    ├── RunError         (ValueError)          a run folder that is in the way, incomplete or foreign
+    ├── RunError         (ValueError)          a run folder in the way, incomplete or foreign
     ├── RecipeError      (ValueError)          a training recipe that cannot be followed
     └── NonFiniteError   (ArithmeticError)     NaN or infinity in weights, activations or loss
 

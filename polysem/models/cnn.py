@@ -62,6 +62,8 @@ class SmallResNet(ResNet):  # type: ignore[misc]
         To timm's `ResNet`.
     """
 
+    maxpool: nn.Module
+
     def __init__(
         self,
         block: type[nn.Module],
@@ -113,6 +115,10 @@ class BcosResNet(ResNet):  # type: ignore[misc]
     SpecError
         If `norm` is not known.
     """
+
+    maxpool: nn.Module
+    fc: nn.Module
+    logit_bias: nn.Module
 
     def __init__(
         self,
@@ -192,14 +198,16 @@ class BcosSmallResNet(BcosResNet, SmallResNet):
     """A B-cos ResNet for small images; parameters as in `BcosResNet` and `SmallResNet`."""
 
 
-_LARGE = {
+_LARGE: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
-_SMALL = {depth: (BasicBlock, ((depth - 2) // 6,) * 3) for depth in (20, 32, 44, 56)}
+_SMALL: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
+    depth: (BasicBlock, ((depth - 2) // 6,) * 3) for depth in (20, 32, 44, 56)
+}
 
 
 def _cfg(size: int, *, bcos: bool, crop_pct: float, num_classes: int) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not head:
         raise CheckpointError(f"{path} is empty: its copy or download did not happen")
     declared = int.from_bytes(head[:8], "little")
+    content: Mapping[str, Any]
     if path.suffix == ".safetensors" or (head[8:] == b"{" and declared < size):
         content, header = _read_safetensors(path)
     else:
@@ -261,7 +262,7 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         value = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

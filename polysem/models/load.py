@@ -134,8 +134,10 @@ def load_model(
     """
     text = os.fspath(spec)
     place = _device(device)
-    file = None if weights is None else Path(weights).expanduser()
+    file = None if weights is None else _path(weights)
     form, _, name = text.partition(":")
+    if num_classes is not None and num_classes < 0:
+        raise SpecError(f"num_classes must not be negative, got {num_classes}")
     if arch is not None and form in ("timm", "hf-hub", "bcos"):
         raise SpecError(f"arch belongs to a weights file; {text!r} names its architecture itself")
     if file is not None and form not in ("timm", "bcos"):
@@ -157,6 +159,10 @@ def load_model(
     return LoadedModel(
         model, found.transform, found.classes, found.name, text, digest, dict(found.info)
     )
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for a user that is not known
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -223,8 +229,8 @@ def _from_bcos(name: str, file: Path | None) -> _Found:
 
 
 def _from_path(text: str, arch: str | None, num_classes: int | None) -> _Found:
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = _path(text)
+    if text and path.is_dir():
         if arch is not None:
             raise SpecError(f"arch belongs to a weights file, and {path} is a folder")
         if not (path / "config.json").is_file():
@@ -233,7 +239,7 @@ def _from_path(text: str, arch: str | None, num_classes: int | None) -> _Found:
 
         model, transform, classes = load_vit_folder(path)
         return _Found(model, transform, "vit_huggingface", classes)
-    if not path.exists() and path.suffix not in SUFFIXES:
+    if not text or not (path.exists() or path.suffix in SUFFIXES):
         if os.sep in text:
             raise MissingError(f"there is no file or folder {path}")
         near = did_you_mean(f"timm:{text}", (f"timm:{name}" for name in timm.list_models()))

@@ -56,9 +56,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         If the file is a folder, empty, damaged, foreign, or would have to run code.
     """
     _require_file(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(9)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from None
     if not head:
         raise CheckpointError(f"{path} is empty: its copy or download did not happen")
     declared = int.from_bytes(head[:8], "little")
@@ -77,6 +80,8 @@ def _require_file(path: Path) -> None:
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         near = did_you_mean(path.name, (p.name for p in beside))
         raise MissingError(f"there is no file {path}{near}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no ordinary file")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -231,6 +231,11 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+def test_a_device_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no ordinary file"):
+        read_checkpoint("/dev/null")
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_empty_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"

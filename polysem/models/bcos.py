@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polysem.errors import SpecError
-from polysem.models.norms import HALF, wide
+from polysem.models.scaling import bcos_scale, squared_norm, vector_norm, wide
 
 __all__ = [
     "BcosConv2d",
@@ -73,24 +73,12 @@ def add_inverse(images: Tensor) -> Tensor:
     return torch.cat([images, 1 - images], dim=-3)
 
 
-def _norm_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in HALF else x.dtype
-
-
 def _unit(weight: Tensor) -> Tensor:
     """Scale each unit's weights to unit norm; a unit of zeros stays silent instead of NaN."""
     dims = tuple(range(1, weight.ndim))
-    norm = torch.linalg.vector_norm(weight, dim=dims, keepdim=True, dtype=_norm_dtype(weight))
+    norm = torch.linalg.vector_norm(wide(weight), dim=dims, keepdim=True)
     unit: Tensor = (weight / norm.clamp_min(1e-12)).to(weight.dtype)
     return unit
-
-
-def _bcos(response: Tensor, norm: Tensor, b: float, *, frozen: bool) -> Tensor:
-    """Scale the linear responses ŵᵀx by |cos|^(B−1), a constant when `frozen`."""
-    magnitude = response.detach() if frozen else response
-    norm = norm.detach() if frozen else norm
-    scale = magnitude.abs() / norm if b == 2 else ((magnitude / norm).abs() + 1e-6) ** (b - 1)
-    return scale.to(response.dtype) * response
 
 
 def _check_options(b: float, max_out: int) -> None:
@@ -157,8 +145,7 @@ class BcosLinear(nn.Module):
             response = torch.unflatten(response, -1, (self.out_features, self.max_out)).amax(-1)
         if self.b == 1:
             return response
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_norm_dtype(x)) + 1e-12
-        return _bcos(response, norm, self.b, frozen=self.explaining)
+        return bcos_scale(response, vector_norm(x), self.b, frozen=self.explaining)
 
     def extra_repr(self) -> str:
         """Return the options that `repr` shows."""
@@ -229,7 +216,7 @@ class BcosConv2d(nn.Module):
 
     def patch_norm(self, x: Tensor) -> Tensor:
         """Return the norm of the patch that each output sees [image, 1 or out_channels, y, x]."""
-        squares = torch.unflatten(wide(x).square(), 1, (self.groups, -1)).sum(2)
+        squares = squared_norm(torch.unflatten(x, 1, (self.groups, -1)), 2)
         if self.dilation == (1, 1):
             mean = F.avg_pool2d(squares, self.kernel_size, self.stride, self.padding)
             total = mean * (self.kernel_size[0] * self.kernel_size[1])
@@ -263,7 +250,7 @@ class BcosConv2d(nn.Module):
             response = torch.unflatten(response, 1, (self.out_channels, self.max_out)).amax(2)
         if self.b == 1:
             return response
-        return _bcos(response, self.patch_norm(x), self.b, frozen=self.explaining)
+        return bcos_scale(response, self.patch_norm(x), self.b, frozen=self.explaining)
 
     def extra_repr(self) -> str:
         """Return the options that `repr` shows."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polysem.models.scaling import wide
+
 __all__ = [
     "BatchNorm2d",
     "BatchNormUncentered2d",
@@ -16,13 +18,6 @@ __all__ = [
     "LayerNorm",
     "PositionNorm2d",
 ]
-
-HALF = (torch.float16, torch.bfloat16)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in float32 if it is in half precision, in which sums of squares would overflow."""
-    return x.float() if x.dtype in HALF else x
 
 
 def _frozen_variance(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +40,7 @@ class ArrayData(ImageData):
         keys: Sequence[str],
         *,
         counts: Sequence[int],
-        open_part: Callable[[int], Iterator[Block[Pixels]]],
+        open_part: Callable[[int], Generator[Block[Pixels], None, None]],
         labels: npt.NDArray[Any] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -167,7 +167,7 @@ class _Batches:
     layout: _Layout
     files: tuple[str, ...]
 
-    def __call__(self, part: int) -> Iterator[Block[Pixels]]:
+    def __call__(self, part: int) -> Generator[Block[Pixels], None, None]:
         file = self.files[part]
         kind = next(iter(self.layout.names))
         for _, content in _contents(self.root, (file,)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class _Blocks:
     path: Path
     arrays: tuple[_Array, ...]
 
-    def __call__(self, part: int) -> Iterator[Block[Pixels]]:
+    def __call__(self, part: int) -> Generator[Block[Pixels], None, None]:
         array = self.arrays[part]
         row_bytes = math.prod(array.shape[1:])
         step = max(1, BLOCK_BYTES // row_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,7 +174,7 @@ class _RowGroups:
     column: str
     field: str | None
 
-    def __call__(self, part: int) -> Iterator[Block[pa.Array]]:
+    def __call__(self, part: int) -> Generator[Block[pa.Array], None, None]:
         group = self.groups[part]
         leaf = f"{self.column}.{self.field}" if self.field else self.column
         with _table(group.file) as table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ class InBlocks:
     step: int
     shape: tuple[int, ...]
 
-    def __call__(self, part: int) -> Iterator[Block[Pixels]]:
+    def __call__(self, part: int) -> Generator[Block[Pixels], None, None]:
         pixels = np.random.default_rng(part).integers(0, 256, (5, *self.shape), dtype=np.uint8)
         for first in range(0, 5, self.step):
             rows = pixels[first : first + self.step]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +29,7 @@ class Parts:
     opened: list[int] = field(default_factory=list)
     lost: int = 0
 
-    def __call__(self, part: int) -> Iterator[Block[list[int]]]:
+    def __call__(self, part: int) -> Generator[Block[list[int]], None, None]:
         self.opened.append(part)
         start = sum(self.counts[:part])
         end = start + self.counts[part] - self.lost
@@ -53,13 +57,23 @@ def test_any_order_within_any_budget(data: st.DataObject) -> None:
         assert value(reader, row) == row
 
 
-def test_in_order_every_part_is_opened_once_and_little_is_held() -> None:
+def test_in_order_every_part_is_opened_once_and_one_block_is_held() -> None:
     parts = Parts([7, 5, 8], 3)
-    reader = BlockReader(parts.counts, parts, cache_bytes=6)
-    for row in range(20):
+    reader = BlockReader(parts.counts, parts)
+    for row in (0, 0, *range(20)):
         assert value(reader, row) == row
-        assert reader._held.nbytes <= 6
+        assert reader._held.nbytes <= 3
     assert parts.opened == [0, 1, 2]
+
+
+def test_out_of_order_no_more_than_the_budget_is_held() -> None:
+    parts = Parts([7, 5, 8], 3)
+    reader = BlockReader(parts.counts, parts, cache_bytes=9)
+    held = []
+    for row in [19, *range(20)]:
+        assert value(reader, row) == row
+        held.append(reader._held.nbytes)
+    assert 6 < max(held) <= 9
 
 
 def test_what_fits_is_read_once_however_it_is_shuffled() -> None:
@@ -92,6 +106,58 @@ def test_a_forked_copy_opens_its_own_files(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "getpid", lambda: here + 1)
     assert value(reader, 4) == 4
     assert parts.opened == [0, 0]
+
+
+def test_a_part_that_failed_is_opened_anew() -> None:
+    class Failing(Parts):
+        def __call__(self, part: int) -> Generator[Block[list[int]], None, None]:
+            yield from super().__call__(part)
+            raise DataError("damaged")
+
+    reader = BlockReader([4], Failing([4], 2, lost=1))
+    for _ in range(2):
+        with pytest.raises(DataError, match="damaged"):
+            reader.fetch(3)
+        assert value(reader, 0) == 0
+
+
+def test_nothing_is_left_open() -> None:
+    class Watched(Parts):
+        def __call__(self, part: int) -> Generator[Block[list[int]], None, None]:
+            try:
+                yield from super().__call__(part)
+            finally:
+                closed.append(part)
+
+    closed: list[int] = []
+    reader = BlockReader([4, 4, 4], Watched([4, 4, 4], 2))
+    reader.fetch(0)
+    reader.fetch(4)
+    assert closed == [0]  # another part was begun
+    reader.fetch(7)
+    assert closed == [0, 1]  # read to its end
+    reader.fetch(8)
+    del reader
+    gc.collect()
+    assert closed == [0, 1, 2]  # begun, but nobody needs it any more
+
+
+def test_nothing_is_printed_when_python_ends_in_the_middle(tmp_path: Path) -> None:
+    script = """
+import sys, pyarrow as pa, pyarrow.parquet as pq
+from pathlib import Path
+from polysem.data import parquet
+parquet.BLOCK_BYTES = 100
+pq.write_table(pa.table({"image": [bytes(50)] * 90}), sys.argv[1])
+data = parquet.load_parquet(Path(sys.argv[1]), name="spec")
+data._blocks.fetch(3)
+assert data._blocks._held.stream is not None
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a.parquet")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (ended.stdout, ended.stderr) == ("", "")
 
 
 def test_threads_share_a_reader() -> None:

@@ -62,6 +62,9 @@ class ImageError(DataError):
         self.key = key
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.key, self.reason)  # from a loader's worker to the probe
+
 
 class RunError(PolysemError, ValueError):
     """A run folder that is in the way, incomplete, or not written by polysem."""

@@ -99,6 +99,8 @@ def probe(
     for name, value in {"top_k": top_k, "sample": sample, "batch_size": batch_size}.items():
         if value is not None and value < 1:
             raise SpecError(f"{name} must be at least 1, not {value}")
+    if precision not in ("fp32", "bf16"):
+        raise SpecError(f"precision {precision!r} is not one of fp32, bf16")
     place = _device(device)
     with RunWriter(out, overwrite=overwrite) as writer:
         loaded = model if isinstance(model, LoadedModel) else load_model(str(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,7 +32,9 @@ def probe(
         int | None, typer.Option(help="Images per pass. Default: 64, on a GPU 256.", min=1)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Arithmetic of the forward pass.")
+    ] = "fp32",
     limit: Annotated[
         int | None, typer.Option(help="Probe a random sample of so many images.", min=1)
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,22 +82,21 @@ def pool_activation(
         )
     if pools == ("value",):
         return Pooled(activation.float()[None], None, None)
-    cls, grid = None, None
+    grid = None
     if "head" in site.dims:
         activation = torch.linalg.vector_norm(activation, dim=-1)
     if "channel" in site.dims:
         grid = (activation.shape[2], activation.shape[3])
         patches = activation.flatten(2).transpose(1, 2)
     else:
-        cls = activation[:, 0]
         patches = activation[:, n_prefix_tokens:]
     # narrow types add up in float32; for float32 an explicit dtype would cost a copy
     wide = None if patches.dtype == torch.float32 else torch.float32
-    pooled = {
+    pooled: dict[str, Callable[[], Tensor]] = {
         "max": lambda: patches.amax(1),
         "mean": lambda: patches.mean(1, dtype=wide),
         "min": lambda: patches.amin(1),
-        "cls": lambda: cls,
+        "cls": lambda: activation[:, 0],
     }
     values = torch.stack([pooled[name]().float() for name in pools])
     return Pooled(values, patches.transpose(1, 2), grid)

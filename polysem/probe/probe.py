@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
-
-import torch
 
 from polysem.data.dataset import ImageData
 from polysem.data.sources import load_data
+from polysem.device import choose_device
 from polysem.errors import DataError, SpecError
+from polysem.interrupt import interrupt_flag
 from polysem.models.load import LoadedModel, load_model
 from polysem.probe.batches import batches
 from polysem.probe.recorder import Precision, Recorder
@@ -99,9 +95,7 @@ def probe(
     for name, value in {"top_k": top_k, "sample": sample, "batch_size": batch_size}.items():
         if value is not None and value < 1:
             raise SpecError(f"{name} must be at least 1, not {value}")
-    if precision not in ("fp32", "bf16"):
-        raise SpecError(f"precision {precision!r} is not one of fp32, bf16")
-    place = _device(device)
+    place = choose_device(device)
     with RunWriter(out, overwrite=overwrite) as writer:
         loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
         source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
@@ -116,7 +110,7 @@ def probe(
         workers = (8 if cuda else 0) if workers is None else workers
         started = time.perf_counter()
         with (
-            _stopping() as stopped,
+            interrupt_flag() as interrupted,
             recorder.recording(),
             progress_bar(show=progress) as move,
         ):
@@ -126,51 +120,7 @@ def probe(
                 recorder.update(decoded)
                 done = recorder.n_images + len(recorder.skipped)
                 move("probe", done, len(source))
-                if stopped():
+                if interrupted():
                     break
-        recorder.finish(interrupted=stopped(), seconds=time.perf_counter() - started)
+        recorder.finish(interrupted=interrupted(), seconds=time.perf_counter() - started)
     return Run.open(out)
-
-
-def _device(name: str) -> torch.device:
-    """Return the device that a name means.
-
-    Raises
-    ------
-    SpecError
-        If there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise SpecError(f"there is no device {name!r} here; use auto, cpu or cuda") from None
-    if device.type == "mps":
-        raise SpecError("statistics need float64, which Apple GPUs lack; use --device cpu")
-    return device
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed, so that a batch is never torn.
-
-    A second Ctrl-C interrupts at once. Only the main thread receives signals; elsewhere nothing
-    changes.
-    """
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(signum: int, _frame: FrameType | None) -> None:
-        pressed.append(signum)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -88,7 +88,7 @@ class Run:
                 f"this run has no site {site!r}{did_you_mean(site, self.sites)}; "
                 f"it has {', '.join(self.sites)}"
             )
-        return xr.open_zarr(self._part("units.zarr"), group=site, consolidated=False, chunks=None)
+        return _open(self._part("units.zarr"), site)
 
     @cached_property
     def heads(self) -> xr.Dataset:
@@ -103,7 +103,7 @@ class Run:
             raise RunError(
                 f"{self.path} holds no heads: probe a transformer with its attn.hook_z sites"
             )
-        return xr.open_zarr(self._part("heads.zarr"), consolidated=False, chunks=None)
+        return _open(self._part("heads.zarr"), None)
 
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
@@ -134,6 +134,11 @@ class Run:
         if not part.exists():
             raise RunError(f"{self.path} is incomplete: {name} is not there; probe again")
         return part
+
+
+def _open(store: Path, group: str | None) -> xr.Dataset:
+    found: xr.Dataset = xr.open_zarr(store, group=group, consolidated=False, chunks=None)
+    return found
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

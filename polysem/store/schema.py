@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-__all__ = ["FORMAT", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset"]
+__all__ = ["FORMAT", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset", "ranking_pool"]
 
 #: Version of the run folder's layout; raised when older readers would misread it.
 FORMAT = 1
@@ -65,6 +65,18 @@ UNITS: Mapping[str, Variable] = {
     "pooled": Variable(("image", "pool", "unit"), "pooled activation of every image"),
 }
 
+
+def ranking_pool(pools: Sequence[str], tail: str) -> str:
+    """Return the pool by which the exemplars of a tail are ranked.
+
+    >>> ranking_pool(["max", "mean", "min"], "lower"), ranking_pool(["value"], "lower")
+    ('min', 'value')
+    """
+    if "value" in pools:
+        return "value"
+    return "max" if tail == "upper" else "min"
+
+
 _PER_HEAD = ("image", "layer", "head")
 
 #: Arrays of ``heads.zarr``.
@@ -89,4 +101,10 @@ def dataset(
         name: xr.Variable(schema[name].dims, np.asarray(value), {"long_name": schema[name].meaning})
         for name, value in arrays.items()
     }
-    return xr.Dataset(data, coords=dict(coords))
+    return xr.Dataset(data, coords={name: _coordinate(value) for name, value in coords.items()})
+
+
+def _coordinate(values: Any) -> Any:
+    """Return words as objects: zarr stores these as its type string, fixed widths as its own."""
+    given = np.asarray(values)
+    return given.astype(object) if given.dtype.kind == "U" else given

@@ -160,7 +160,6 @@ def test_bad_data_and_options_are_named(
     assert "did you mean" in probe("shaps:test")
     assert "no site" in probe(photos, "--sites", "blocks.9.*")
     assert "device" in probe(photos, "--device", "gpu7")
-    assert "precision" in probe(photos, "--precision", "fp13")
     assert not (tmp_path / "r").exists()
 
 
@@ -168,4 +167,8 @@ def test_wrong_words_exit_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "probe", "--modle", "x")
     assert code == 2
     assert "Traceback" not in err
+    code, _, err = run(capsys, "probe", "--model", "x", "--data", "y", "--out", "z",
+                       "--precision", "fp13")  # fmt: skip
+    assert code == 2
+    assert "bf16" in err
     assert "no run folder" in refused(capsys, "show", "nowhere")

@@ -11,19 +11,24 @@ asks for it, and the heads' output is recomputed from the pattern only if it was
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from polysem.errors import SpecError, did_you_mean
-from polysem.models.taps import find_taps, tapped
+from polysem.models.cnn_taps import cnn_taps
+from polysem.models.taps import Tap, tapped, vit_taps
 
-# after taps, which repairs torchvision: transformer_lens imports it too
-from transformer_lens import HookedRootModule  # isort: skip
+# after taps, which repairs torchvision: timm and transformer_lens import it too
+from timm.models.vision_transformer import VisionTransformer  # isort: skip
+from transformer_lens import ActivationCache, HookedRootModule  # isort: skip
 from transformer_lens.hook_points import HookPoint  # isort: skip
 
 __all__ = ["HookedVisionModel"]
+
+Names: TypeAlias = Callable[[str], bool] | Sequence[str] | str | None
 
 
 class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
@@ -64,7 +69,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.taps = find_taps(model)
+        self.taps = _find_taps(model)
         if not self.taps:
             raise SpecError(
                 f"{type(model).__name__} has no site that polysem knows: it reads timm vision "
@@ -73,7 +78,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
         for name in self.taps:
             _plant(self, name)
         self.setup()  # before the model is attached: its own modules are not hook points
-        self.mod_dict = _Sites(self.mod_dict)
+        self.mod_dict = _Sites(self.hook_dict)
         self.model = model
         self.n_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         self.has_class_token = bool(getattr(model, "has_class_token", False))
@@ -81,11 +86,73 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> Any:
         """Run the model on `images` [image, channel, y, x] with whatever hooks are set."""
-        points = {name: point for name, point in self.hook_dict.items() if point.has_hooks()}
+        # the lists themselves, as has_hooks() of every point would take longer than small models
+        points = {n: p for n, p in self.hook_dict.items() if p.fwd_hooks or p.bwd_hooks}
         if not points:
             return self.model(images)
         with tapped(self.taps, points):
             return self.model(images)
+
+    def run_with_cache(
+        self, images: Tensor, *, remove_batch_dim: bool = False, **options: Any
+    ) -> tuple[Any, ActivationCache]:
+        """Run the model and return its output and the activations of all sites, or of some.
+
+        Parameters
+        ----------
+        images : Tensor
+            [image, channel, y, x].
+        remove_batch_dim : bool
+            Leave out the image axis of a single image.
+        **options
+            TransformerLens's: `names_filter` (a site, several, or a function of their names),
+            `device`, `incl_bwd` (needs a model of one output), `pos_slice`, ….
+
+        Returns
+        -------
+        output : Tensor
+        cache : ActivationCache
+            By site name, or as ``cache["pattern", 2]`` and ``cache["resid_post", -1]``.
+
+        Raises
+        ------
+        SpecError
+            If a name is not a site of this model.
+        """
+        output, cache = super().run_with_cache(images, remove_batch_dim=remove_batch_dim, **options)
+        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+
+    def get_caching_hooks(self, names_filter: Names = None, *args: Any, **options: Any) -> Any:
+        """Return a dict and the hooks that fill it, as TransformerLens does; check the names."""
+        self._check(names_filter)
+        return super().get_caching_hooks(names_filter, *args, **options)
+
+    def add_caching_hooks(self, names_filter: Names = None, *args: Any, **options: Any) -> Any:
+        """Set hooks that fill the dict returned, as TransformerLens does; check the names."""
+        self._check(names_filter)
+        return super().add_caching_hooks(names_filter, *args, **options)
+
+    def _check(self, names: Names) -> None:
+        if names is not None and not callable(names):
+            for name in [names] if isinstance(names, str) else names:
+                self.mod_dict[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # taps are functions of this very model: a copy finds its own
+        return {key: value for key, value in self.__dict__.items() if key != "taps"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.taps = _find_taps(self.model)
+
+
+def _find_taps(model: nn.Module) -> dict[str, Tap]:
+    """Return the taps of every site of a model by site name, in network order."""
+    if isinstance(model, VisionTransformer):
+        return vit_taps(model)
+    if any("attention" in type(m).__name__.lower() for m in model.modules()):
+        return {}  # other transformers: axes and windows differ from block to block
+    return cnn_taps(model)
 
 
 class _Sites(dict[str, nn.Module]):
@@ -107,10 +174,13 @@ def _plant(root: nn.Module, name: str) -> None:
 
 def _config(model: nn.Module) -> SimpleNamespace | None:
     """Return the sizes that TransformerLens's ActivationCache asks of ``model.cfg``."""
-    blocks = getattr(model, "blocks", None)
-    if blocks is None or not hasattr(model, "embed_dim") or not hasattr(blocks[0], "attn"):
+    if not isinstance(model, VisionTransformer):
         return None
-    d_model, n_heads = int(model.embed_dim), int(blocks[0].attn.num_heads)
+    attention = next((block.attn for block in model.blocks if hasattr(block, "attn")), None)
     return SimpleNamespace(
-        n_layers=len(blocks), n_heads=n_heads, d_model=d_model, d_head=d_model // n_heads
+        n_layers=len(model.blocks),
+        n_heads=getattr(attention, "num_heads", None),
+        d_model=model.embed_dim,
+        d_head=getattr(attention, "head_dim", None),
+        attn_only=False,
     )

@@ -4,10 +4,4 @@ timm is imported before any of these modules: it registers `vit` and `cnn` the m
 loaded, which fails while a module that they need is itself half-way through importing timm.
 """
 
-from __future__ import annotations
-
-from polysem import _torchvision
-
-_torchvision.repair()
-
-import timm  # noqa: E402, F401
+import timm  # noqa: F401

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from polysem.errors import CheckpointError
 from polysem.models.transform import Transform
-from polysem.models.weights import fit
+from polysem.models.weights import fit, read_tensors
 
 __all__ = ["load_vit_folder"]
 
@@ -78,6 +78,9 @@ def load_vit_folder(folder: Path) -> tuple[nn.Module, Transform, tuple[str, ...]
         raise CheckpointError(
             f"{folder} holds {found[0]}; of Hugging Face folders only {_ARCHITECTURE} can be read"
         )
+    if not any(folder.glob("*.safetensors")):
+        for path in sorted(folder.glob("*.bin")):
+            read_tensors(path)  # for our words: those of torch advise to run what is in the file
     from transformers import ViTForImageClassification
 
     try:

@@ -28,7 +28,8 @@ def require_known(name: str) -> None:
         raise SpecError(f"timm has no model called {arch!r}{near}")
     tagged = timm.models.get_arch_pretrained_cfgs(arch)
     if tag and name not in tagged:
-        near = did_you_mean(name, tagged) or f"; it has {', '.join(tagged) or 'none'}"
+        known = [each for each in tagged if "." in each]
+        near = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
         raise SpecError(f"{arch} has no pretrained weights tagged {tag!r}{near}")
 
 
@@ -60,6 +61,7 @@ def evaluation_transform(model: nn.Module) -> Transform:
     """
     config = timm.data.resolve_model_data_config(model)
     channels, *size = config["input_size"]
+    channels = getattr(model, "in_chans", channels)  # not every architecture keeps both in step
     if channels not in (3, 6):
         raise SpecError(f"the model takes {channels} channels; polysem gives 3, or [x, 1 − x], 6")
     inverse = channels == 6

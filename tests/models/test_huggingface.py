@@ -181,8 +181,11 @@ def test_nothing_in_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
 
     (folder / "model.safetensors").unlink()
     torch.save({"classifier.bias": Malicious()}, folder / "pytorch_model.bin")
-    fails("cannot be loaded by transformers: ", folder)
+    fails(r"pytorch_model\.bin is refused and was not run", folder)
     (folder / "evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'pwned')!r})")
     edit(folder, auto_map={"AutoModelForImageClassification": "evil.Model"})
-    fails("cannot be loaded by transformers: ", folder)
+    fails(r"pytorch_model\.bin is refused and was not run", folder)
+    save(folder)
+    edit(folder, auto_map={"AutoModelForImageClassification": "evil.Model"})
+    load_model(folder)
     assert not (tmp_path / "pwned").exists()

@@ -7,11 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from polysem.errors import CheckpointError, MissingError, NonFiniteError, PolysemError, SpecError
@@ -59,29 +57,6 @@ def test_random_weights_follow_the_seed() -> None:
     assert a.name == ARCH and a.spec == f"timm:{ARCH}" and a.classes is None and a.info == {}
     assert not any(module.training for module in a.model.modules())
     assert a.model(batch()).shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("vit_tiny_patch16_224", Transform((224, 224), 0.9, "bicubic", (0.5,) * 3, (0.5,) * 3)),
-        ("bcos_resnet18", Transform((224, 224), 0.875, "bilinear", inverse=True)),
-        ("bcos_resnet20_32", Transform((32, 32), 1.0, "bilinear", inverse=True)),
-    ],
-)
-def test_the_transform_is_that_of_timm(name: str, expected: Transform) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    from polysem.models.registry import evaluation_transform
-
-    assert evaluation_transform(model) == expected
-    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
-    config = timm.data.resolve_model_data_config(model)
-    config["input_size"] = (3, *config["input_size"][1:])
-    theirs = timm.data.create_transform(**config, is_training=False)(image)
-    ours = expected.normalize(expected(image)[None])[0]
-    assert torch.allclose(ours[:3], theirs, rtol=0, atol=1e-6)
 
 
 def test_weights_for_a_timm_name(tmp_path: Path, net: nn.Module) -> None:

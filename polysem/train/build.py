@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+_MUON_MOMENTUM = 0.95
+
+
 def build_model(recipe: Model, *, n_classes: int) -> nn.Module:
     """Build the untrained network, its weights drawn from torch's global generator.
 
@@ -62,15 +65,33 @@ def choose_loss(recipe: Recipe, model: nn.Module) -> Loss:
 
 
 def choose_optimiser(recipe: Optimiser, model: nn.Module) -> torch.optim.Optimizer:
-    """Return timm's optimiser; weights of one axis (norms, biases) are not decayed."""
+    """Return timm's optimiser; weights of one axis (norms, biases) and positions are not decayed.
+
+    Muon, with Nesterov momentum, changes the matrices between the first layer and the classifier;
+    these two, vectors and positions are left to NAdamW, at the same rate.
+    """
+    muon = recipe.name == "muon"
     optimiser: torch.optim.Optimizer = create_optimizer_v2(
         model,
-        opt=recipe.name,
+        opt="nmuon" if muon else recipe.name,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         betas=recipe.betas,
+        momentum=_MUON_MOMENTUM,  # the Adams take theirs from betas
+        fallback_list=_first_and_last(model) if muon else (),
+        fallback_no_weight_decay=muon,
     )
     return optimiser
+
+
+def _first_and_last(model: nn.Module) -> tuple[str, ...]:
+    """Return patterns for the parameters of the first layer and the classifier, by timm's names."""
+    config = getattr(model, "pretrained_cfg", {})
+    names: list[str] = []
+    for key in ("first_conv", "classifier"):
+        value = config.get(key) or ()
+        names += [value] if isinstance(value, str) else value
+    return tuple(f"{name}.*" for name in names)
 
 
 def choose_clip(recipe: Clip, model: nn.Module) -> Callable[[], object]:

@@ -79,7 +79,7 @@ class Clip(_Section):
 class Optimiser(_Section):
     """Update rule and its peak learning rate; one-dimensional parameters are never decayed."""
 
-    name: Literal["adamw", "adam"] = "adamw"
+    name: Literal["adamw", "adam", "muon"] = "adamw"
     lr: _Positive
     weight_decay: _PositiveOrZero = 0.0
     betas: tuple[_BelowOne, _BelowOne] = (0.9, 0.999)
@@ -257,12 +257,13 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML that refuses a key given twice, where plain YAML would silently take the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen:
+        # Scalar keys only: others are refused by yaml itself, as they cannot name anything.
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
+        for key in scalars:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
-            seen.add(key)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polysem.errors import MissingError, RecipeError
+from polysem.train.recipe import Recipe, load_recipe, parse_recipe, recipe_to_dict
+
+GOOD: dict[str, Any] = {
+    "model": {"name": "vit_micro_patch8_gap_64"},
+    "data": {"train": "shapes:train", "test": "shapes:test"},
+    "optimiser": {"lr": 1e-3},
+    "schedule": {"epochs": 2},
+}
+
+
+def _with(path: str, value: object) -> dict[str, Any]:
+    *sections, key = path.split(".")
+    data = {name: dict(section) for name, section in GOOD.items()}
+    place: dict[str, Any] = data
+    for section in sections:
+        place = place.setdefault(section, {})
+    place[key] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("optimiser.lrr", 1, ["unknown key 'optimiser.lrr'", "did you mean 'lr'", "weight_decay"]),
+        ("sede", 1, ["unknown key 'sede'", "did you mean 'seed'", "batch_size"]),
+        ("optimiser.clip.acg", 0.1, ["'optimiser.clip.acg'", "did you mean 'agc'", "norm, agc"]),
+        ("loss", "bec", ["loss is 'bec'", "did you mean 'bce'", "'cross_entropy'"]),
+        ("optimiser.name", "sgd", ["optimiser.name is 'sgd'", "'adamw'"]),
+        ("optimiser.lr", -1, ["optimiser.lr is -1", "greater than 0"]),
+        ("optimiser.lr", "fast", ["optimiser.lr is 'fast'", "valid number"]),
+        ("optimiser.lr", True, ["optimiser.lr is True", "not true or false"]),
+        ("optimiser.lr", float("nan"), ["optimiser.lr is nan", "finite"]),
+        ("optimiser.betas", [0.9], ["optimiser.betas.1", "missing"]),
+        ("batch_size", 2.5, ["batch_size is 2.5", "integer"]),
+        ("batch_size", 0, ["batch_size is 0", "greater than or equal to 1"]),
+        ("schedule.steps", 10, ["schedule", "either epochs or steps"]),
+        ("optimiser.clip", {"norm": 1, "agc": 0.01}, ["optimiser.clip", "not both"]),
+        ("augment", "flip", ["augment is 'flip'", "flip, turn, crop_padding"]),
+        ("threads", 0, ["threads is 0"]),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(
+    path: str, value: object, said: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as raised:
+        parse_recipe(_with(path, value), where="my.yaml")
+    message = str(raised.value)
+    assert message.startswith("my.yaml: ")
+    assert "\n" not in message
+    for words in said:
+        assert words in message
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(RecipeError, match=r"the key 'optimiser\.lr' is missing"):
+        parse_recipe({**GOOD, "optimiser": {}})
+    with pytest.raises(RecipeError, match=r"the key 'model' is missing; expected model, data"):
+        parse_recipe({key: value for key, value in GOOD.items() if key != "model"})
+
+
+def test_every_fault_is_reported_at_once() -> None:
+    with pytest.raises(RecipeError) as raised:
+        parse_recipe({**GOOD, "seed": -1, "loss": "l2"})
+    assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("data", [None, 3, "model", ["model"]])
+def test_what_is_no_mapping_is_no_recipe(data: object) -> None:
+    with pytest.raises(RecipeError, match="holds no keys; expected model, data"):
+        parse_recipe(data)
+
+
+@given(
+    lr=st.floats(1e-8, 1e3),
+    seed=st.integers(0, 2**62),
+    steps=st.integers(1, 10**9),
+    notes=st.text(st.characters(codec="utf-8")),
+    agc=st.none() | st.floats(1e-6, 1),
+    turn=st.booleans(),
+)
+def test_a_recipe_survives_the_way_through_a_checkpoint(
+    tiny_recipe: Callable[..., Recipe],
+    lr: float,
+    seed: int,
+    steps: int,
+    notes: str,
+    agc: float | None,
+    turn: bool,
+) -> None:
+    recipe = tiny_recipe(
+        {
+            "optimiser": {"lr": lr, "clip": {"agc": agc}},
+            "schedule": {"epochs": None, "steps": steps},
+            "augment": {"turn": turn},
+            "seed": seed,
+            "notes": notes,
+        }
+    )
+    assert parse_recipe(recipe_to_dict(recipe)) == recipe
+
+
+def test_a_file_gives_its_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    # YAML 1.1 reads 1e-3 as text; it must count as a number all the same
+    path.write_text(yaml.safe_dump(GOOD).replace("0.001", "1e-3"), encoding="utf-8")
+    assert load_recipe(path) == Recipe.model_validate(GOOD)
+    assert load_recipe(path).optimiser.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nseed: 2\n", "the key 'seed' is given twice"),
+        ("optimiser: {lr: 1, lr: 2}\n", "the key 'lr' is given twice"),
+        ("seed: [1\n", "is not YAML"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML"),
+        ("? [a]\n: 1\n", "is not YAML"),
+        ("", "holds no keys"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=said) as raised:
+        load_recipe(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"no recipe file .*nothing\.yaml"):
+        load_recipe(tmp_path / "nothing.yaml")
+    with pytest.raises(MissingError):
+        load_recipe(tmp_path)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(RecipeError, match="not a text file"):
+        load_recipe(path)

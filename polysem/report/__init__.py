@@ -1,0 +1,1 @@
+"""How a run is read: pictures and pages made from a run folder alone, without torch."""

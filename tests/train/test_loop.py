@@ -90,7 +90,7 @@ def test_what_a_training_writes(tiny_recipe: MakeRecipe, tmp_path: Path, bcos: b
         assert words in card
 
 
-@pytest.mark.parametrize(("bcos", "epochs"), [(False, 40), (True, 120)])
+@pytest.mark.parametrize(("bcos", "epochs"), [(False, 40), (True, 200)])
 def test_it_learns_a_few_images_by_heart(
     tiny_recipe: MakeRecipe, tmp_path: Path, bcos: bool, epochs: int
 ) -> None:

@@ -121,9 +121,10 @@ def test_bad_models_are_named(
     state = load_model(checkpoint).model.state_dict()
     torch.save({k: v for k, v in state.items() if "fc1" not in k}, tmp_path / "part.pt")
     assert "blocks.0.mlp.fc1" in probe(tmp_path / "part.pt", "--arch", ARCH)
-    state["head.weight"][0, 0] = torch.nan
+    state = load_model("timm:resnet20_32", num_classes=3).model.state_dict()
+    state["fc.weight"][0, 0] = torch.nan
     torch.save(state, tmp_path / "nan.pt")
-    assert "head.weight" in probe(tmp_path / "nan.pt", "--arch", ARCH)
+    assert "fc.weight" in probe(tmp_path / "nan.pt", "--arch", "resnet20_32")
     assert not (tmp_path / "r").exists()
 
 

@@ -118,8 +118,8 @@ def select_sites(available: Sequence[str], patterns: str | Iterable[str]) -> lis
         hits = [name for name in available if fnmatchcase(name, glob)]
         if not hits:
             raise SpecError(
-                f"no site of this model matches {glob!r}{did_you_mean(glob, available)}; "
-                f"it has {len(available)} sites such as {', '.join(available[:3])}"
+                f"no site of this model matches {glob!r}; it has {len(available)} sites such as "
+                f"{', '.join(available[:3])}{did_you_mean(glob, available)}"
             )
         chosen.update(hits)
     return [name for name in available if name in chosen]

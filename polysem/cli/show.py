@@ -28,7 +28,7 @@ def show(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Picture (.png, .pdf, .svg). Default: named after site and unit, here."),
+        typer.Option(help="Picture (.png, .pdf, .svg) or folder. Default: this folder."),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Where the images are, if they have moved.")
@@ -104,7 +104,7 @@ def _place(out: Path | None, name: str) -> Path:
     from polysem.report.page import check_suffix
 
     out = Path(name) if out is None else out.expanduser()
-    return check_suffix(out / name if out.is_dir() else out)
+    return check_suffix(out / name if out.is_dir() or not out.suffix else out)
 
 
 def seen_by_model(run: Run, data: str | None = None) -> Callable[[int], Image.Image]:
@@ -224,8 +224,7 @@ def _site_table(run: Run) -> pd.DataFrame:
             "site": site,
             "units": facts["n_units"],
             "dead": int(dead[site]),
-            "map": "×".join(map(str, facts["grid"])) if facts["grid"] else "",
-            "tails": " ".join(facts["tails"]),
+            "tails": "both" if len(facts["tails"]) > 1 else "upper",
             "kurtosis": float(medians.loc[site, "kurtosis"]),
             "sparsity": float(medians.loc[site, "sparsity"]),
         }

@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: What the outlines mean, for a note.
-OUTLINED = "Outlined: where the unit is beyond half of its peak in the image."
+OUTLINED = "Outlined: where the unit is more than halfway from its mean to its peak in the image."
 
 #: Distance between the lines of a caption, inches.
 CAPTION_LINE = 0.125
@@ -32,8 +32,10 @@ CAPTION_LINE = 0.125
 #: that the activation map covers. It raises a PolysemError or a LookupError where it has none.
 Images: TypeAlias = Callable[[int], Image.Image]
 
-#: Share of the way from nothing to the peak at which the region is outlined.
+#: Share of the way from the average to the peak at which the region is outlined.
 _HALF = 0.5
+
+_HALO = withStroke(linewidth=2.4, foreground="white")
 
 #: Opacity of the black laid over what does not activate the unit.
 _VEIL = 0.4
@@ -51,17 +53,19 @@ def read_image(images: Images, image: int) -> npt.NDArray[np.uint8] | None:
 
 
 def activating_region(
-    activation: npt.ArrayLike, *, lower: bool = False
+    activation: npt.ArrayLike, *, base: float = 0.0, lower: bool = False
 ) -> tuple[npt.NDArray[np.float32], float] | None:
     """Return an enlarged activation map, and the level that encloses the activating region.
 
-    The region is where the activation is beyond half of its peak in this image. A unit that does
-    not reach past zero at all has its region halfway from its farthest value to the peak.
+    The region is where the activation is more than halfway from `base` to its peak in this image.
 
     Parameters
     ----------
     activation : float array [y, x]
         A unit over the patch grid.
+    base : float, default 0.0
+        What the unit does on average. A peak that does not reach past it is measured from the
+        map's farthest value instead.
     lower : bool, default False
         The peak is the lowest value; the map returned is then turned over.
 
@@ -74,11 +78,12 @@ def activating_region(
     None
         If there is no region: the map has one value, or is not finite.
     """
-    values = np.asarray(activation, dtype=np.float32) * (-1 if lower else 1)
+    sign = -1 if lower else 1
+    values, base = sign * np.asarray(activation, dtype=np.float32), sign * base
     low, peak = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(peak)) or low == peak:
         return None
-    base = 0.0 if peak > 0 else float(low)
+    base = base if base < peak else float(low)
     scale = max(1, _FINE // max(values.shape))
     size = (values.shape[1] * scale, values.shape[0] * scale)
     enlarged = Image.fromarray(values).resize(size, Image.Resampling.BILINEAR)
@@ -92,6 +97,7 @@ def draw_exemplar(
     pixels: npt.NDArray[np.uint8] | None,
     *,
     tail: str,
+    base: float,
     key: str,
 ) -> None:
     """Draw one exemplar into a box (left, top, width, height) of the sheet.
@@ -109,7 +115,7 @@ def draw_exemplar(
     sheet.imshow(pixels, extent=extent, aspect="auto", interpolation="antialiased", zorder=1)
     region = None
     if exemplar.activation is not None:
-        region = activating_region(exemplar.activation, lower=tail == "lower")
+        region = activating_region(exemplar.activation, base=base, lower=tail == "lower")
     if region is not None:
         _outline(sheet, box, *region, colour=TAIL_COLOURS[tail])
 
@@ -123,6 +129,15 @@ def _outline(
     colour: str,
 ) -> None:
     left, top, width, height = box
+    if enlarged.min() >= level:  # the whole image activates the unit
+        inset = 0.01
+        sheet.add_patch(
+            Rectangle(
+                (left + inset, top + inset), width - 2 * inset, height - 2 * inset, fill=False,
+                edgecolor=colour, linewidth=1.3, path_effects=[_HALO], zorder=3,
+            )
+        )  # fmt: skip
+        return
     rows, columns = enlarged.shape
     veil = np.zeros((rows, columns, 4), dtype=np.float32)
     veil[..., 3] = _VEIL * (enlarged < level)
@@ -131,8 +146,9 @@ def _outline(
     framed = np.pad(enlarged, 1, mode="edge")
     x = left + width * np.concatenate([[0.0], (np.arange(columns) + 0.5) / columns, [1.0]])
     y = top + height * np.concatenate([[0.0], (np.arange(rows) + 0.5) / rows, [1.0]])
-    line = sheet.contour(x, y, framed, levels=[level], colors=[colour], linewidths=1.3, zorder=3)
-    line.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
+    line = sheet.contour(x, y, framed, levels=[level], colors=[colour], linewidths=1.3,
+                         linestyles="solid", zorder=3)  # fmt: skip
+    line.set_path_effects([_HALO])
 
 
 def _write_placeholder(sheet: Axes, box: tuple[float, float, float, float], key: str) -> None:

@@ -119,7 +119,9 @@ def contact_sheet(
                 pixels = pictures.read_image(images, exemplar.image)
                 box = (left, top, cell, picture)
                 key = said[exemplar.image].key
-                pictures.draw_exemplar(sheet, box, exemplar, pixels, tail=tail, key=key)
+                pictures.draw_exemplar(
+                    sheet, box, exemplar, pixels, tail=tail, base=one.base, key=key
+                )
                 pictures.write_caption(
                     sheet,
                     left,
@@ -172,7 +174,9 @@ def _draw_charts(
     space = INNER - table - (0.5 if n_classes else 0.25) - 0.45
     histogram = 0.46 * space if n_classes else space
     left = MARGIN + 0.4
-    headings = [(MARGIN, f"Distribution over {unit.statistics.sizes['sample']:,} images")]
+    n_sampled = unit.statistics.sizes["sample"]
+    sample = "" if n_sampled == run.manifest["n_images"] else "a sample of "
+    headings = [(MARGIN, f"Distribution over {sample}{n_sampled:,} images")]
     draw_histogram(sheet, (left, top + 0.22, histogram, height), unit, found)
     if n_classes:
         profile = left + histogram + 0.3

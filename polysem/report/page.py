@@ -102,8 +102,8 @@ def page(width: float, height: float) -> Axes:
 
 def figure_of(sheet: Axes) -> Figure:
     """Return the figure that a sheet fills."""
-    figure = sheet.get_figure(root=True)
-    assert figure is not None
+    figure = sheet.get_figure()
+    assert isinstance(figure, Figure)
     return figure
 
 

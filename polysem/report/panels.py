@@ -68,27 +68,26 @@ def draw_histogram(
     one_pool_two_tails = len(unit.tails) > len(pools)
     strip = 0.13 * len(pools) + 0.06
     axes = panel(sheet, left, top + strip, width, height - strip)
-    low = min(unit.get("min", pool) for pool in pools)
-    high = max(unit.get("max", pool) for pool in pools)
+    low, high = _range(unit, list(pools))
     edges = np.linspace(low, high, _BINS + 1)
-    largest = 0
+    heavy = any(unit.get("kurtosis", pool) > _HEAVY_TAIL for pool in pools)
+    largest, floor = 1, 0.5 if heavy else 0.0
     for pool, tail in pools.items():
         values = unit.statistics["sample_value"].sel(pool=pool).to_numpy()
         counts = np.histogram(values, edges)[0]
         largest = max(largest, int(counts.max()))
         colour = GREY if one_pool_two_tails else TAIL_COLOURS[tail]
-        axes.stairs(counts, edges, baseline=0.5, fill=True, color=colour, alpha=0.3, linewidth=0)
-        axes.stairs(counts, edges, baseline=0.5, color=colour, linewidth=0.8)
+        axes.stairs(counts, edges, baseline=floor, fill=True, color=colour, alpha=0.3, linewidth=0)
+        axes.stairs(counts, edges, baseline=floor, color=colour, linewidth=0.8)
     margin = 0.02 * (high - low)
     axes.set_xlim(low - margin, high + margin)
-    heavy = any(unit.get("kurtosis", pool) > _HEAVY_TAIL for pool in pools)
     if heavy:
         axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(0.5, 1.6 * largest)
+        axes.set_ylim(floor, 1.6 * largest)
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(0, 1.08 * largest)
+        axes.set_ylim(floor, 1.08 * largest)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _number_axis(axes)
@@ -106,12 +105,18 @@ def draw_histogram(
                 marks.vlines(at, row - 0.3, row + 0.3, color=TAIL_COLOURS[each], linewidth=0.7)
 
 
+def _range(unit: Unit, pools: list[str]) -> tuple[float, float]:
+    """Return the lowest and highest value; wider where all pools that rank are constant."""
+    low = min(unit.get("min", pool) for pool in pools)
+    high = max(unit.get("max", pool) for pool in pools)
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
 def draw_sparkline(sheet: Axes, box: tuple[float, float, float, float], unit: Unit) -> None:
     """Draw the histogram of a unit so small that only its shape and range are told."""
     axes = panel(sheet, *box[:3], box[3] - 0.02)
     pools = {unit.pool(tail): tail for tail in reversed(unit.tails)}
-    low = min(unit.get("min", pool) for pool in pools)
-    high = max(unit.get("max", pool) for pool in pools)
+    low, high = _range(unit, list(pools))
     for pool, tail in pools.items():
         values = unit.statistics["sample_value"].sel(pool=pool).to_numpy()
         counts, edges = np.histogram(values, np.linspace(low, high, _BINS + 1))
@@ -179,9 +184,9 @@ def draw_class_profile(
     first = unit.class_means(unit.pool("upper"))
     assert first is not None
     rows = class_rows(first)
+    n_hidden = int((~np.isnan(first)).sum()) - len(rows) + 1
     labels = [
-        f"{len(first) - len(rows) + 1:,} more" if index is None else class_name(index, classes)
-        for index in rows
+        f"{n_hidden:,} more" if index is None else class_name(index, classes) for index in rows
     ]
     labels = [fit(label, _LABEL_WIDTH, size=7) for label in labels]
     margin = 0.07 + max(text_width(label, size=7) for label in labels)

@@ -127,7 +127,7 @@ def _draw_row(
         left, caption = start + rank * (cell + _GAP), said[exemplar.image]
         pixels = read_image(images, exemplar.image)
         box = (left, top, cell, picture)
-        draw_exemplar(sheet, box, exemplar, pixels, tail=tail, key=caption.key)
+        draw_exemplar(sheet, box, exemplar, pixels, tail=tail, base=unit.base, key=caption.key)
         name = caption.label or caption.prediction or ""
         write(sheet, left, top + picture + 0.12, name, width=cell, size=6.5, colour=GREY)
 

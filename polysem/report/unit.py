@@ -91,6 +91,11 @@ class Unit:
         """The tails whose exemplars are kept, upper first."""
         return [str(tail) for tail in self.statistics["tail"].to_numpy()]
 
+    @property
+    def base(self) -> float:
+        """What it does on average over patches and images, or over images at a pooled site."""
+        return self.get("mean", "mean" if "mean" in self.pools else self.pools[0])
+
     def pool(self, tail: str) -> str:
         """Return the pool that a tail's exemplars were ranked by."""
         return ranking_pool(self.pools, tail)
@@ -173,11 +178,14 @@ def captions(run: Run, images: list[int]) -> dict[int, Caption]:
     found = {}
     for image, row in zip(images, rows.itertuples(), strict=True):
         correct = None if _missing(row.correct) else bool(row.correct)
-        # a model that does not name its outputs shares the names of data it can be held against
-        names = outputs if outputs is not None or correct is None else labels
-        key = f"image {image}" if _missing(row.key) else str(row.key)
+        # a model that does not name its outputs shares the names of data it can be held against;
+        # otherwise the number of an output tells nobody anything
+        names = labels if outputs is None and correct is not None else outputs
         found[image] = Caption(
-            key, _class(row.label, labels), _class(row.prediction, names), correct
+            f"image {image}" if _missing(row.key) else str(row.key),
+            _class(row.label, labels),
+            None if names is None and correct is None else _class(row.prediction, names),
+            correct,
         )
     return found
 

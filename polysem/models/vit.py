@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 
 import timm.models.vision_transformer as timm_vit
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -112,8 +111,10 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
 
     def _renew_head(self) -> None:
         if self.num_classes > 0:
-            place = get_device_dtype(self)
-            self.head = self.make_head(self.embed_dim, self.num_classes, **place)
+            like = next(self.parameters())
+            self.head = self.make_head(
+                self.embed_dim, self.num_classes, device=like.device, dtype=like.dtype
+            )
             self.head.train(self.training)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -41,7 +41,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
     ----------
     model : nn.Module
         A timm `VisionTransformer` (ours, B-cos or standard, included) or a CNN whose blocks give
-        [image, channel, y, x]. Hugging Face ViTs come as timm's through `load_model`.
+        [image, channel, y, x]. Hugging Face ViTs come as timm's through `load_model`; of what
+        that returns, pass the attribute `model`.
 
     Attributes
     ----------
@@ -57,7 +58,7 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
     Raises
     ------
     SpecError
-        If no site of the model is known.
+        If no site of the model is known, or it is no network.
 
     Examples
     --------
@@ -69,6 +70,8 @@ class HookedVisionModel(HookedRootModule):  # type: ignore[misc]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise SpecError(f"{type(model).__name__} is no network; if it holds one, pass that")
         self.taps = _find_taps(model)
         if not self.taps:
             raise SpecError(

@@ -16,6 +16,7 @@ from transformer_lens import ActivationCache
 from polysem.errors import SpecError
 from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
+from polysem.models.load import load_model
 from polysem.sites import parse_site
 
 
@@ -193,6 +194,11 @@ def test_a_level_of_names_is_no_site() -> None:
     hooked = HookedVisionModel(small("class_token"))
     with pytest.raises(SpecError, match=r"no site 'blocks\.0\.attn'"):
         hooked.add_hook("blocks.0.attn", lambda value, hook: None)
+
+
+def test_what_holds_a_network_is_none() -> None:
+    with pytest.raises(SpecError, match="LoadedModel is no network; if it holds one, pass that"):
+        HookedVisionModel(load_model("timm:resnet20_32"))  # type: ignore[arg-type]
 
 
 def test_hooks_that_are_added_stay_until_they_are_reset() -> None:

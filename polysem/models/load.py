@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from polysem.device import choose_device
 from polysem.errors import CheckpointError, MissingError, SpecError, did_you_mean
 from polysem.models.checkpoint import Checkpoint, is_ours, parse_checkpoint
 from polysem.models.cnn import official_resnet
@@ -133,7 +134,7 @@ def load_model(
     ('resnet20_32', (32, 32))
     """
     text = os.fspath(spec)
-    place = _device(device)
+    place = choose_device(str(device))
     file = None if weights is None else _path(weights)
     form, _, name = text.partition(":")
     if num_classes is not None and num_classes < 0:
@@ -155,7 +156,7 @@ def load_model(
         raise CheckpointError(f"{text} has {held} classes, not the {num_classes} asked for")
     require_finite(found.model, source=text if file is None else str(file))
     digest = state_digest(found.model.state_dict())
-    model = _placed(found.model.eval(), place)
+    model = found.model.eval().to(place)
     return LoadedModel(
         model, found.transform, found.classes, found.name, text, digest, dict(found.info)
     )
@@ -163,21 +164,6 @@ def load_model(
 
 def _path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))  # Path.expanduser raises for a user that is not known
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise SpecError(f"{device!r} is no device; name one such as 'cpu' or 'cuda:0'") from None
-
-
-def _placed(model: nn.Module, place: torch.device) -> nn.Module:
-    try:
-        return model.to(place)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that CUDA was compiled in
-        reason = str(error).splitlines()[0]
-        raise SpecError(f"device {str(place)!r} cannot be used here: {reason}") from None
 
 
 def _from_timm(name: str, file: Path | None, num_classes: int | None) -> _Found:

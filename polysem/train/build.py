@@ -23,7 +23,6 @@ from timm.utils import adaptive_clip_grad  # noqa: E402
 __all__ = [
     "build_model",
     "choose_clip",
-    "choose_device",
     "choose_loss",
     "choose_optimiser",
 ]
@@ -102,21 +101,3 @@ def choose_clip(recipe: Clip, model: nn.Module) -> Callable[[], object]:
     if recipe.agc is not None:
         return partial(adaptive_clip_grad, parameters, recipe.agc)
     return lambda: None
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device; "auto" is the GPU if there is one.
-
-    Raises
-    ------
-    SpecError
-        If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise SpecError(f"there is no device {name!r} here; use auto, cpu or cuda") from None
-    return device

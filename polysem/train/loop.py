@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
+from polysem.device import choose_device
 from polysem.errors import NonFiniteError
+from polysem.interrupt import interrupt_flag
 from polysem.models.checkpoint import read_checkpoint
 from polysem.train.augment import augment
-from polysem.train.build import choose_device
 from polysem.train.evaluate import autocast, evaluate
 from polysem.train.finish import TrainResult, finish, save_weights
 from polysem.train.images import generator_for
-from polysem.train.interrupt import interrupt_flag
 from polysem.train.outputs import Outputs
 from polysem.train.prepare import Job, prepare, settings
 from polysem.train.recipe import Recipe

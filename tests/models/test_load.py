@@ -102,7 +102,7 @@ def test_arguments_that_do_not_go_with_the_spec(tmp_path: Path) -> None:
 
 def test_devices() -> None:
     assert next(load_model(f"timm:{ARCH}", device=torch.device("cpu")).model.parameters()).is_cpu
-    fails(SpecError, "'gpu9' is no device", f"timm:{ARCH}", device="gpu9")
+    fails(SpecError, "device 'gpu9' cannot be used", f"timm:{ARCH}", device="gpu9")
     fails(SpecError, "device 'cuda:99' cannot be used here", f"timm:{ARCH}", device="cuda:99")
 
 

@@ -1,14 +1,19 @@
 """The whole probe against brute force on full activations, and what it does with bad input."""
 
+import errno
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 import timm
 import torch
+import xarray as xr
 import zarr
 from PIL import Image
 from torch import Tensor, nn
@@ -304,3 +309,41 @@ def test_workers_read_the_same_images() -> None:
 def test_the_package_is_the_function(tmp_path: Path) -> None:
     run = polysem.probe(models()["cls"](), Noise(4), out=tmp_path / "run", sites="hook_pooled")
     assert run.sites == ["hook_pooled"]
+
+
+class Pressing(Noise):
+    """Presses Ctrl-C while image 20 is read."""
+
+    def read(self, index: int) -> Image.Image:
+        if index == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().read(index)
+
+
+def test_an_interrupted_probe_keeps_what_was_done(tmp_path: Path) -> None:
+    run = probe(models()["cls"](), Pressing(), out=tmp_path / "run", batch_size=BATCH)
+    assert run.manifest["status"] == "interrupted"
+    assert run.manifest["n_images"] == 3 * BATCH == len(run.images)
+    assert int(run.units("hook_pooled")["count"]) == 3 * BATCH
+    whole = probe(models()["cls"](), Noise(3 * BATCH), out=tmp_path / "b", batch_size=BATCH)
+    for name in ("mean", "top_value", "quantile"):
+        np.testing.assert_array_equal(
+            run.units("hook_pooled")[name], whole.units("hook_pooled")[name]
+        )
+
+
+@pytest.mark.parametrize("method", ["write_table", "to_zarr", "append"])
+def test_a_full_disk_leaves_nothing_and_keeps_the_old_run(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe(models()["cls"](), Noise(12), out=tmp_path / "run")
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner = {"write_table": pq.ParquetWriter, "to_zarr": xr.Dataset, "append": zarr.Array}[method]
+    monkeypatch.setattr(owner, method, full)
+    with pytest.raises(RunError, match="is full"):
+        probe(models()["cls"](), Noise(20), out=tmp_path / "run", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert Run.open(tmp_path / "run").manifest["n_images"] == 12

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from polysem.errors import RecipeError, SpecError
+from polysem.errors import RecipeError
 from polysem.train.build import (
     build_model,
     choose_clip,
-    choose_device,
     choose_loss,
     choose_optimiser,
 )
@@ -105,10 +104,3 @@ def test_clipping() -> None:
 def test_a_model_that_cannot_be_built(name: str, args: dict[str, object], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         build_model(Model(name=name, args=args), n_classes=5)
-
-
-def test_devices() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(SpecError, match="no device 'gpu'"):
-        choose_device("gpu")

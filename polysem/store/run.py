@@ -67,7 +67,7 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """One row an image: image (index in the data), key, label, prediction, loss, correct."""
-        return pd.read_parquet(self._part("images.parquet"))
+        return _read_parquet(self._part("images.parquet"))
 
     @property
     def classes(self) -> list[str] | None:
@@ -84,9 +84,9 @@ class Run:
             If the site was not recorded.
         """
         if site not in self.manifest["sites"]:
+            near = did_you_mean(site, self.sites)
             raise SpecError(
-                f"this run has no site {site!r}{did_you_mean(site, self.sites)}; "
-                f"it has {', '.join(self.sites)}"
+                f"this run has no site {site!r}{near or '; it has ' + ', '.join(self.sites)}"
             )
         return _open(self._part("units.zarr"), site)
 
@@ -120,7 +120,7 @@ class Run:
                 f"this run has no table {name!r}{did_you_mean(name, known)}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return pd.read_parquet(file)
+        return _read_parquet(file)
 
     def __repr__(self) -> str:
         model, data = self.manifest["model"]["name"], self.manifest["data"]["name"]
@@ -137,8 +137,19 @@ class Run:
 
 
 def _open(store: Path, group: str | None) -> xr.Dataset:
-    found: xr.Dataset = xr.open_zarr(store, group=group, consolidated=False, chunks=None)
+    try:
+        found: xr.Dataset = xr.open_zarr(store, group=group, consolidated=False, chunks=None)
+    except (OSError, KeyError, ValueError):
+        where = store if group is None else store / group
+        raise RunError(f"{where} is missing or damaged; probe again") from None
     return found
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError):  # what pyarrow raises of a damaged file is a ValueError
+        raise RunError(f"{file} is damaged; probe again") from None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

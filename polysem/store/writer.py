@@ -68,8 +68,12 @@ class RunWriter:
         with disk_errors(self.out):
             place = self.out.absolute()
             self.path = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:8]}")
-            (self.path / "tables").mkdir(parents=True)
-            self._images = pq.ParquetWriter(self.path / "images.parquet", _IMAGES)
+            try:
+                (self.path / "tables").mkdir(parents=True)
+                self._images = pq.ParquetWriter(self.path / "images.parquet", _IMAGES)
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
         return self
 
@@ -127,7 +131,12 @@ class RunWriter:
             if self.out.exists():
                 old = self.path.with_name(f"{self.path.name}-old")
                 os.replace(self.out, old)
-            os.replace(self.path, self.out)
+            try:
+                os.replace(self.path, self.out)
+            except BaseException:  # Ctrl-C between the two: the older run goes back
+                if old is not None:
+                    os.replace(old, self.out)
+                raise
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -24,7 +24,9 @@ __all__ = ["VERSION", "draw", "owners", "paint"]
 VERSION = 1
 
 #: The darker tone of a patterned fill, relative to the object's colour.
-SHADE = 0.36
+SHADE = 0.55
+#: Every object has a contour of this colour, this wide in radii of the disc with its area.
+INK, CONTOUR = (22, 22, 26), 0.085
 
 #: float32 [y, x]
 Plane = npt.NDArray[np.floating[Any]]
@@ -36,11 +38,14 @@ def draw(scene: Scene, size: int) -> npt.NDArray[np.uint8]:
     canvas = _backdrop(scene.backdrop, size)
     for number in scene.order:
         thing = scene.things[number]
-        window, cover = _cover(thing, size)
-        tone = _fill(thing, window, size)
-        for channel, level in enumerate(thing.rgb):
+        window, distance = _distance(thing, size)
+        cover = _fade(distance, thing.radius * size)
+        inner = _fade(distance + np.float32(CONTOUR), thing.radius * size)
+        tone = inner * _fill(thing, window, size)
+        contour = 1 - inner
+        for channel, (level, ink) in enumerate(zip(thing.rgb, INK, strict=True)):
             part = canvas[channel][window]
-            part += cover * (tone * np.float32(level) - part)
+            part += cover * (tone * np.float32(level) + contour * np.float32(ink) - part)
     canvas += np.float32(0.5)
     np.clip(canvas, 0, 255, out=canvas)
     return np.ascontiguousarray(canvas.astype(np.uint8).transpose(1, 2, 0))
@@ -53,8 +58,8 @@ def owners(scene: Scene, size: int) -> npt.NDArray[np.uint8]:
     """
     owner = np.zeros((size, size), dtype=np.uint8)
     for number in scene.order:
-        window, cover = _cover(scene.things[number], size)
-        owner[window][cover >= 0.5] = number + 1
+        window, distance = _distance(scene.things[number], size)
+        owner[window][distance <= 0] = number + 1
     return owner
 
 
@@ -70,13 +75,13 @@ def paint(key: int, indices: npt.NDArray[np.int64], size: int) -> npt.NDArray[np
 # --- objects ------------------------------------------------------------------------------------
 
 
-def _cover(thing: Thing, size: int) -> tuple[Window, Plane]:
-    """Return the pixels that the object may touch, and how much of each it covers, 0 to 1."""
+def _distance(thing: Thing, size: int) -> tuple[Window, Plane]:
+    """Return the pixels that the object may touch, and their distance to its edge in radii."""
     outline, reach = _OUTLINES[thing.shape]
     half = thing.radius * reach * size + 1
     window = (_span(thing.y * size, half, size), _span(thing.x * size, half, size))
     u, v = _turned(thing.x, thing.y, thing.turn, 1 / thing.radius, window, size)
-    return window, _fade(outline(u, v), thing.radius * size)
+    return window, outline(u, v)
 
 
 def _span(centre: float, half: float, size: int) -> slice:
@@ -139,7 +144,7 @@ def _triangle(u: Plane, v: Plane) -> Plane:
 
 def _star(u: Plane, v: Plane) -> Plane:
     """Fold the plane twice, down to the tenth of the star between a tip and a notch."""
-    u, v = _mirrored(abs(u), v, 0.80901699, -0.58778525)
+    u, v = _mirrored(abs(u), -v, 0.80901699, -0.58778525)
     u, v = _mirrored(u, v, -0.80901699, -0.58778525)
     return abs(u) * 0.9080571 + v * 0.4188462 - 0.6250498
 
@@ -162,7 +167,7 @@ def _ring(u: Plane, v: Plane) -> Plane:
 
 def _heart(u: Plane, v: Plane) -> Plane:
     """Join a square and a disc on each of two of its sides."""
-    u, v = u + 0.2078, v + 0.2078
+    u, v = (u - v) * 0.70710678 + 0.2078, (u + v) * -0.70710678 + 0.2078
     lobes = np.minimum(_length(u - 0.6632, v), _length(u, v - 0.6632))
     outside: Plane = np.minimum(np.maximum(abs(u), abs(v)), lobes) - 0.6632
     return outside

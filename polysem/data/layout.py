@@ -19,9 +19,15 @@ MOST_THINGS = 3
 #: An object's colour strays from the palette by at most this much in each channel.
 JITTER = 10
 #: Radius of the disc with the object's area, for small, medium and large objects.
-RADII = ((0.085, 0.12), (0.16, 0.19), (0.225, 0.27))
+RADII = ((0.08, 0.11), (0.17, 0.2), (0.24, 0.28))
+#: Share of images with at least two and with three objects.
+TWO_THINGS, THREE_THINGS = 0.5, 0.2
+#: Objects lean to either side by at most this much of a full turn. Were any rotation allowed, no
+#: part of an outline would tell shapes apart by its direction, and small networks trained for
+#: minutes stay at chance.
+LEAN = 1 / 18
 #: The largest object's radius is at least this multiple of any other.
-LEAD = 1.3
+LEAD = 1.4
 #: Centres stay this many radii inside the image, and this many summed radii apart if they can.
 MARGIN, APART = 1.1, 1.05
 
@@ -87,7 +93,7 @@ class SceneTable:
             x=x,
             y=y,
             radius=float(self.radius[row, number]),
-            turn=draws[6],
+            turn=LEAN * (2 * draws[6] - 1),
             fill_turn=draws[7],
             fill_shift=(draws[11], draws[12]),
             rgb=(min(red, 255), min(green, 255), min(blue, 255)),
@@ -100,7 +106,7 @@ class SceneTable:
         return Backdrop(
             kind=CONCEPTS["background"][self.kinds["background"][row]],
             rgb=(red, green, blue),
-            contrast=(10 + 16 * draws[6]) * (1 if draws[7] < 0.5 else -1),
+            contrast=(7 + 11 * draws[6]) * (1 if draws[7] < 0.5 else -1),
             slope=(24 * draws[8] - 12, 24 * draws[9] - 12),
             period=draws[10],
             turn=draws[11],
@@ -147,10 +153,10 @@ def _kinds(image: Float, things: Float) -> tuple[Int, dict[str, Int]]:
     }
     # the first object leads: medium or large; the second may be medium if the first is large
     large = things[:, 0, 3] < 0.6
-    second = large & (things[:, 1, 3] < 0.5)
+    second = large & (things[:, 1, 3] < 0.3)
     size = np.stack([1 + large, second, np.zeros_like(large)], axis=1).astype(np.int64)
     background = (image[:, 1] * len(CONCEPTS["background"])).astype(np.int64)
-    count = 1 + (image[:, 0] * MOST_THINGS).astype(np.int64)
+    count = 1 + (image[:, 0] < TWO_THINGS).astype(np.int64) + (image[:, 0] < THREE_THINGS)
     return count, kinds | {"size": size, "background": background}
 
 
@@ -159,9 +165,7 @@ def _radii(size: Int, within: Float) -> Float:
     low, high = np.array(RADII).T
     low, high = low[size], high[size]
     lead = low[:, 0] + within[:, 0] * (high - low)[:, 0]
-    # a medium object beside a large one also has to fit between it and the image's corner
-    room = np.minimum(lead / LEAD, (0.707 - APART * lead) / 2.6)
-    high[:, 1] = np.minimum(high[:, 1], room)
+    high[:, 1] = np.minimum(high[:, 1], lead / LEAD)
     radius: Float = low + within * (high - low)
     radius[:, 0] = lead
     return radius
@@ -179,8 +183,8 @@ def _centres(
     """
     tries = tries.copy()
     # if all else fails, opposite corners keep the first two apart
-    tries[:, -1, 0] *= 0.15
-    tries[:, -1, 1] = 1 - 0.15 * tries[:, -1, 1]
+    tries[:, -1, 0] *= 0.1
+    tries[:, -1, 1] = 1 - 0.1 * tries[:, -1, 1]
     margin = MARGIN * radius[:, None, :, None]
     centre = margin + tries * (1 - 2 * margin)
     gap = _gap(centre[:, :, 0], centre[:, :, 1], radius[:, 0] + radius[:, 1])

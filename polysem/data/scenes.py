@@ -46,7 +46,7 @@ class Thing:
     radius : float
         Radius of the disc with the same area, as a fraction of the image side.
     turn, fill_turn : float
-        Rotation of the outline and of its fill, in full turns.
+        Rotation of the outline, from upright, and of its fill, in full turns.
     fill_shift : tuple of float
         Where in its period the fill begins, along and across.
     rgb : tuple of int

@@ -69,10 +69,10 @@ class Shapes(ImageData):
         If a value is unknown or out of range.
 
     >>> data = Shapes("test", n=4)
-    >>> data.keys[3], data.classes[data.labels[3]]
-    ('shapes/test/0000003', 'ring')
-    >>> data.caption(3)
-    'a large purple dotted ring on a wavy background'
+    >>> data.keys[1], data.classes[data.labels[1]]
+    ('shapes/test/0000001', 'heart')
+    >>> data.caption(1)
+    'a medium green heart on a brick background'
     """
 
     concepts: tuple[str, ...] = tuple(

@@ -147,11 +147,11 @@ def test_largest_is_largest_to_the_eye_and_every_object_can_be_seen() -> None:
             where = data.masks(index)[[data.concepts.index(name) for name in only]].all(axis=0)
             areas.append(where.sum() / 96**2)
             assert areas[-1] > 0.55 * np.pi * thing.radius**2, (index, thing)
-        assert all(areas[0] > 1.4 * area for area in areas[1:]), index
+        assert all(areas[0] > 1.6 * area for area in areas[1:]), index
 
 
 def test_solid_fills_show_their_colour() -> None:
-    data = Shapes("test", n=300, seed=4)
+    data = Shapes("test", n=150, seed=4, size=160)
     seen = 0
     for index in range(len(data)):
         picture, masks = np.asarray(data.read(index)).astype(int), data.masks(index)
@@ -163,7 +163,7 @@ def test_solid_fills_show_their_colour() -> None:
             middle = np.median(picture[where], axis=0)
             assert np.abs(middle - PALETTE[thing.colour]).max() <= JITTER + 1
             seen += 1
-    assert seen > 60
+    assert seen > 30
 
 
 def test_objects_stand_out_from_their_background() -> None:

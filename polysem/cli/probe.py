@@ -86,6 +86,8 @@ def probe(
         f"({facts['n_images'] / facts['seconds']:,.0f} images/s), "
         f"{n_units:,} units at {len(facts['sites'])} sites"
     )
+    if model.startswith("timm:") and weights is None and "?" not in model:
+        print(f"note: {model} has random weights; timm:NAME?pretrained downloads trained ones")
     for note in facts["notes"]:
         print(f"note: {note}")
     if facts["skipped"]:

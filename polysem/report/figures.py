@@ -170,7 +170,7 @@ def _draw_charts(
     found: dict[str, list[Exemplar]],
     n_classes: int,
 ) -> None:
-    table = 1.0 + 0.58 * len(unit.pools)
+    table = 1.0 + 0.62 * len(unit.pools)
     space = INNER - table - (0.5 if n_classes else 0.25) - 0.45
     histogram = 0.46 * space if n_classes else space
     left = MARGIN + 0.4

@@ -222,7 +222,7 @@ def write_statistics(sheet: Axes, box: tuple[float, float, float, float], unit: 
     left, top, width, _ = box
     names = {"cls": "class tok.", "value": ""}
     coloured = {unit.pool(tail): TAIL_COLOURS[tail] for tail in unit.tails}
-    column = min(0.58, (width - 0.9) / len(unit.pools))
+    column = min(0.62, (width - 0.9) / len(unit.pools))
     first = top + (0.09 if unit.pools == ["value"] else 0.24)
     for i, pool in enumerate(reversed(unit.pools)):
         x = left + width - i * column

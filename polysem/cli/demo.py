@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polysem.errors import MissingError
+from polysem.sites import parse_site
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from polysem.store.run import Run
 
-_DATA = "shapes:test?n={images}&size=64"
+_DATA = "shapes:test?n={images}&size=64&label=colour"  # what the shipped models were taught
 
 
 def demo(
@@ -39,7 +40,9 @@ def demo(
         )
     table = compare_twins(runs)
     table.to_csv(out / "table.csv", index=False)
-    print_table(table, title="Neurons of two twins that differ in their layers only, by block")
+    print_table(table, title="MLP neurons of twins that differ in their layers, by block")
+    for name, run in runs.items():
+        print(f"{name}: {run.images['correct'].mean():.2%} of the images classified correctly")
     print("kurtosis and sparsity are medians over neurons: higher means excited by fewer images")
     for name, run in runs.items():
         site = [s for s in run.sites if s.endswith("mlp.hook_post")][-1]
@@ -73,8 +76,8 @@ def compare_twins(runs: dict[str, Run]) -> pd.DataFrame:
     for name, run in runs.items():
         units = run.table("units")
         units = units[units["site"].str.endswith("mlp.hook_post")]
-        by_site = units.groupby("site", sort=False)
-        columns[f"{name} kurtosis"] = by_site["kurtosis"].median()
-        columns[f"{name} sparsity"] = by_site["sparsity"].median()
-        columns[f"{name} dead"] = by_site["dead"].sum()
-    return pd.DataFrame(columns).reset_index()
+        by_block = units.groupby([parse_site(site).layer for site in units["site"]])
+        columns[f"{name} kurtosis"] = by_block["kurtosis"].median()
+        columns[f"{name} sparsity"] = by_block["sparsity"].median()
+        columns[f"{name} dead"] = by_block["dead"].sum()
+    return pd.DataFrame(columns).rename_axis("block").reset_index()

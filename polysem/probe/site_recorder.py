@@ -185,12 +185,7 @@ class SiteRecorder:
             arrays["class_sum"] = self.parts["class_sums"].sums.transpose(0, 1)
             arrays["class_count"] = self.parts["class_sums"].count
         arrays |= self._exemplars()
-        # object arrays become zarr's variable-length strings, which its format 3 has settled
-        coords = {
-            "pool": np.array(self.pools, dtype=object),
-            "q": list(QUANTILES),
-            "tail": np.array(self.tails, dtype=object),
-        }
+        coords = {"pool": list(self.pools), "q": list(QUANTILES), "tail": list(self.tails)}
         return dataset(UNITS, {k: _numpy(v) for k, v in arrays.items()}, coords)
 
     def _exemplars(self) -> dict[str, Tensor]:

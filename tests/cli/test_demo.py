@@ -1,0 +1,28 @@
+"""The demo from end to end, on fewer images."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from polysem.cli.demo import demo, shipped_model
+from polysem.errors import MissingError
+
+
+def test_the_demo_writes_table_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo(out=tmp_path / "demo", images=64)
+    table = pd.read_csv(tmp_path / "demo" / "table.csv")
+    assert table["block"].tolist() == list(range(8))
+    assert (table["bcos dead"] == 0).all()
+    assert len(list((tmp_path / "demo").glob("*.png"))) == 6
+    said = capsys.readouterr().out
+    for name in ("bcos", "vit"):
+        share = float(said.split(f"{name}: ")[1].split("%")[0])
+        assert share >= 95  # what the shipped models were trained to
+
+
+def test_a_model_that_did_not_ship() -> None:
+    with pytest.raises(MissingError, match="source tree"):
+        shipped_model("shapes_giant")

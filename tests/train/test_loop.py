@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,3 +309,10 @@ def test_the_caller_finds_torch_as_it_was(tiny_recipe: MakeRecipe, tmp_path: Pat
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
     assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_training_needs_none_of_the_analysis_packages() -> None:
+    heavy = ("transformer_lens", "umap", "zarr", "xarray", "open_clip")
+    code = f"import sys, polysem.train.loop; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

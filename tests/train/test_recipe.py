@@ -151,3 +151,21 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(RecipeError, match="not a text file"):
         load_recipe(path)
+
+
+RECIPES = Path(__file__).parents[2] / "analyses" / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_here_is_one(path: Path) -> None:
+    assert load_recipe(path).notes
+
+
+def test_the_shipped_twins_are_trained_alike() -> None:
+    standard, bcos = (
+        recipe_to_dict(load_recipe(RECIPES / f"shapes_micro_{twin}.yaml"))
+        for twin in ("vit", "bcos")
+    )
+    assert standard["model"].pop("name") == "vit_micro_patch8_gap_64"
+    assert bcos["model"].pop("name") == "bcos_vit_micro_patch8_64"
+    assert standard == bcos

@@ -9,6 +9,8 @@ from polysem.probe.accumulators import Accumulator
 
 __all__ = ["Exemplars"]
 
+_CHUNK_BYTES = 1 << 19
+
 #: Doubles that hold a float32 have 29 zero bits at the end: room for an image index.
 _INDEX_BITS = 29
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
@@ -105,10 +107,12 @@ class Exemplars(Accumulator):
         slot, row = slots[i, unit], rows[i, unit]
         # neighbouring units of one image lie in the same cache lines
         order = (row * maps.shape[1] + unit).argsort()
-        unit, slot = unit[order], slot[order]
-        found = maps[row[order], unit]
-        self.positions[unit, slot] = self._peak(found).int()
-        self.maps[unit, slot] = found.half()
+        # a few maps at a time stay in the cache between the steps
+        for some in order.split(max(1, _CHUNK_BYTES // (4 * maps.shape[2]))):
+            units, where = unit[some], slot[some]
+            found = maps[row[some], units]
+            self.positions[units, where] = self._peak(found).int()
+            self.maps[units, where] = found.half()
 
     def _capture_dense(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
         """Copy a map for every slot and keep the newcomers': no wait to learn how many they are."""

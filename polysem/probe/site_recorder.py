@@ -208,9 +208,14 @@ class SiteRecorder:
 
 
 def _quantiles(values: Tensor) -> np.ndarray:
-    """Return quantiles [pool, q, unit] of a sample [pool, sample, unit]: values that occurred."""
-    quantiles = np.quantile(values.cpu().numpy(), QUANTILES, axis=1, method="inverted_cdf")
-    return np.moveaxis(quantiles, 0, 1)
+    """Return quantiles [pool, q, unit] of a sample [pool, sample, unit]: values that occurred.
+
+    The smallest value that at least a share q of the sample does not exceed; numpy's
+    ``inverted_cdf`` by one sort, which is several times faster than its partitions.
+    """
+    ordered = np.sort(np.ascontiguousarray(values.cpu().numpy().swapaxes(1, 2)), axis=2)
+    ranks = np.ceil(np.array(QUANTILES) * ordered.shape[2]).astype(int) - 1
+    return ordered[:, :, np.maximum(ranks, 0)].swapaxes(1, 2)
 
 
 def _numpy(value: Any) -> Any:

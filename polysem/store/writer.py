@@ -106,10 +106,12 @@ class RunWriter:
 
     def write_units(self, site: str, units: xr.Dataset) -> None:
         """Write the statistics of one site beside what `add_pooled` has put there."""
+        encoding = {name: {"chunks": _chunks(units[name])} for name in units}
         with disk_errors(self.out):
             units.to_zarr(
-                self.path / "units.zarr", group=site, mode="a", zarr_format=3, consolidated=False
-            )
+                self.path / "units.zarr", group=site, mode="a", zarr_format=3, consolidated=False,
+                encoding=encoding,
+            )  # fmt: skip
 
     def write_heads(self, coords: xr.Dataset) -> None:
         """Write the coordinates of the heads that `add_heads` has measured."""
@@ -157,6 +159,15 @@ class RunWriter:
                     attributes={"long_name": variable.meaning},
                 )
             array.append(values.astype(np.float32, copy=False))
+
+
+def _chunks(array: xr.DataArray) -> tuple[int, ...]:
+    """Return chunks that are cut along units only: few files, and a unit is read from one."""
+    sizes = dict(array.sizes)
+    if "unit" in sizes:
+        per_unit = array.nbytes // max(1, sizes["unit"])
+        sizes["unit"] = min(sizes["unit"], max(1, _CHUNK_BYTES // max(1, per_unit)))
+    return tuple(max(1, size) for size in sizes.values())
 
 
 def _rows_per_chunk(row: Sequence[int]) -> int:

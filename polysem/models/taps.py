@@ -24,7 +24,17 @@ _torchvision.repair()
 from timm.layers import Attention, Mlp  # noqa: E402
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer  # noqa: E402
 
-__all__ = ["BOUNDED_BELOW", "Point", "Tap", "input_tap", "output_tap", "tapped", "vit_taps"]
+__all__ = [
+    "BOUNDED_BELOW",
+    "Point",
+    "Tap",
+    "attention_bias",
+    "attention_scores",
+    "input_tap",
+    "output_tap",
+    "tapped",
+    "vit_taps",
+]
 
 Point: TypeAlias = Callable[[Tensor], Tensor]
 Attach: TypeAlias = Callable[[Mapping[str, Point]], list[RemovableHandle]]
@@ -187,6 +197,31 @@ def _attention_taps(prefix: str, attn: nn.Module) -> dict[str, Tap]:
     return {f"{prefix}.hook_{site}": Tap(site != "pattern", attach) for site in sites}
 
 
+def attention_bias(attn: nn.Module, n_tokens: int) -> Tensor | None:
+    """Return what an attention layer adds to its logits [head, query, key], if anything."""
+    if not hasattr(attn, "attention_bias"):
+        return None
+    bias: Tensor | None = attn.attention_bias(n_tokens)
+    return bias
+
+
+def attention_scores(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Return attention logits [image, head, query, key] of queries and keys.
+
+    Parameters
+    ----------
+    attn : nn.Module
+        A timm attention layer.
+    q, k : Tensor
+        [image, head, token, d_head].
+    bias : Tensor or None
+        From `attention_bias`.
+    """
+    scale = q.shape[-1] ** -0.5 if attn.fused_attn else attn.scale
+    scores: Tensor = (q * scale) @ k.transpose(-2, -1)
+    return scores if bias is None else scores + bias
+
+
 class _AttentionTap:
     """The six sites of one attention layer during one forward pass.
 
@@ -244,13 +279,9 @@ class _AttentionTap:
     def _through_pattern(self, z: Tensor) -> Tensor:
         """Show scores and pattern; return z, computed from them if either was edited."""
         q, k, v = (self.seen.pop(site) for site in "qkv")
-        scale = q.shape[-1] ** -0.5 if self.attn.fused_attn else self.attn.scale
-        bias = None
-        if hasattr(self.attn, "attention_bias"):
-            bias = self.attn.attention_bias(q.shape[2])
+        bias = attention_bias(self.attn, q.shape[2])
         with _counting_changes():
-            scores = (q * scale) @ k.transpose(-2, -1)
-            scores = scores if bias is None else scores + bias
+            scores = attention_scores(self.attn, q, k, bias)
         scores, changed = self._ask_whether_changed("attn_scores", scores)
         if "pattern" in self.points or changed:
             with _counting_changes():

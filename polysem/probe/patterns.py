@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-__all__ = ["patch_distances", "pattern_statistics"]
+__all__ = ["images_at_a_time", "patch_distances", "pattern_statistics"]
 
-#: Patterns of so many bytes at a time stay in a CPU's cache between the passes over them.
 _CHUNK_BYTES = 2 << 20
+_FAR = 1e30
 
 
 def patch_distances(
@@ -24,7 +26,7 @@ def patch_distances(
     return torch.nn.functional.pad(distances, (n_prefix_tokens, 0, n_prefix_tokens, 0)).to(device)
 
 
-def pattern_statistics(scores: Tensor, distances: Tensor, n_prefix_tokens: int) -> Tensor:
+def pattern_statistics(scores: Iterable[Tensor], distances: Tensor, n_prefix_tokens: int) -> Tensor:
     """Return entropy and mean attention distance of each head on each image.
 
     Entropy is the mean over all queries of ``-sum p ln p``, in nats. Distance is the mean over
@@ -33,8 +35,8 @@ def pattern_statistics(scores: Tensor, distances: Tensor, n_prefix_tokens: int) 
 
     Parameters
     ----------
-    scores : Tensor
-        Attention logits [image, head, query, key]; not changed.
+    scores : iterable of Tensor
+        Attention logits [image, head, query, key], a few images at a time (`images_at_a_time`).
     distances : Tensor
         From `patch_distances`.
     n_prefix_tokens : int
@@ -45,19 +47,22 @@ def pattern_statistics(scores: Tensor, distances: Tensor, n_prefix_tokens: int) 
     Tensor
         float32 [statistic, image, head]: entropy, distance.
     """
-    row_bytes = 4 * scores[0].numel()
-    chunks = scores.split(max(1, _CHUNK_BYTES // row_bytes))
-    return torch.cat([_statistics(chunk, distances, n_prefix_tokens) for chunk in chunks], dim=1)
+    return torch.cat([_statistics(some, distances, n_prefix_tokens) for some in scores], dim=1)
+
+
+def images_at_a_time(n_heads: int, n_tokens: int) -> int:
+    """Return how many images' patterns stay in a CPU's cache between the passes over them."""
+    return max(1, _CHUNK_BYTES // (4 * n_heads * n_tokens * n_tokens))
 
 
 def _statistics(scores: Tensor, distances: Tensor, n_prefix_tokens: int) -> Tensor:
-    shifted = scores.float() - scores.float().amax(-1, keepdim=True)
-    weights = shifted.exp()
-    total = weights.sum(-1)
-    # -sum p ln p = ln(total) - sum(weights * shifted) / total; a masked key has weight 0
-    weighted = torch.linalg.vecdot(weights, shifted.clamp_min(torch.finfo(torch.float32).min))
-    entropy = (total.log() - weighted / total).mean(-1)
-    patches = weights[..., n_prefix_tokens:, :]
+    scores = scores.float()
+    pattern = scores.softmax(-1)
+    # ln sum exp s = s - ln p at the largest; -sum p ln p = ln sum exp s - sum p s
+    log_total = scores.amax(-1) - pattern.amax(-1).log()
+    finite = scores.clamp(min=-_FAR)  # where a mask makes p 0, p s is 0 too
+    entropy = (log_total - finite.mul_(pattern).sum(-1)).mean(-1)
+    patches = pattern[..., n_prefix_tokens:, :]
     reach = (patches * distances[n_prefix_tokens:]).sum(-1)
     # a query that sees class tokens only has no distance
     distance = (reach / patches[..., n_prefix_tokens:].sum(-1)).nanmean(-1)

@@ -16,10 +16,11 @@ from polysem.data.dataset import ImageData
 from polysem.errors import DataError, SpecError
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
+from polysem.models.taps import attention_bias, attention_scores
 from polysem.probe import describe
 from polysem.probe.accumulators import image_hash, rank_error
 from polysem.probe.batches import Decoded
-from polysem.probe.patterns import patch_distances, pattern_statistics
+from polysem.probe.patterns import images_at_a_time, patch_distances, pattern_statistics
 from polysem.probe.per_image import ImageRows, Stream
 from polysem.probe.pooling import square_grid
 from polysem.probe.site_recorder import Batch, SiteRecorder
@@ -92,6 +93,7 @@ class Recorder:
         self._rows: ImageRows | None = None
         self._batch: Batch | None = None
         self._distances: Tensor | None = None
+        self._queries: Tensor | None = None
         self.skipped: list[dict[str, str]] = []
         self.notes: list[str] = []
         self.n_images = self._n_batches = 0
@@ -102,7 +104,11 @@ class Recorder:
         training = [m for m in self.loaded.model.modules() if m.training]
         hooks: list[tuple[str, Callable[..., None]]] = [
             *((name, partial(self._record, name)) for name in self.sites),
-            *((name, partial(self._record_pattern, name)) for name in self.pattern_sites),
+            *((f"{name}.hook_q", self._keep_queries) for name in self.pattern_sites),
+            *(
+                (f"{name}.hook_k", partial(self._record_pattern, name))
+                for name in self.pattern_sites
+            ),
         ]
         with ExitStack() as stack:
             stack.callback(_set_training, training)
@@ -174,7 +180,8 @@ class Recorder:
             }
         self.writer.write_table("units", pd.concat(tables, ignore_index=True))
         if self.head_sites or self.pattern_sites:
-            layers = [parse_site(n).layer for n in self.head_sites or self.pattern_sites]
+            recorded = self.head_sites or [f"{n}.hook_z" for n in self.pattern_sites]
+            layers = [parse_site(n).layer for n in recorded]
             self.writer.write_heads(xr.Dataset(coords={"layer": layers}))
         self.writer.finish(
             {
@@ -196,11 +203,25 @@ class Recorder:
         assert self._batch is not None
         self.sites[name].update(activation, self._batch)
 
-    def _record_pattern(self, name: str, scores: Tensor, *, hook: Any) -> None:
-        prefix = self.hooked.n_prefix_tokens
-        if self._distances is None or len(self._distances) != scores.shape[-1]:
-            grid = square_grid(scores.shape[-1] - prefix)
-            self._distances = patch_distances(grid, prefix, device=scores.device)
+    def _keep_queries(self, queries: Tensor, *, hook: Any) -> None:
+        self._queries = queries
+
+    def _record_pattern(self, name: str, keys: Tensor, *, hook: Any) -> None:
+        """Measure patterns from queries and keys, a few images at a time: none is kept whole."""
+        assert self._queries is not None
+        q, k = self._queries.transpose(1, 2), keys.transpose(1, 2)
+        self._queries = None
+        (n_heads, n_tokens), prefix = q.shape[1:3], self.hooked.n_prefix_tokens
+        if self._distances is None or len(self._distances) != n_tokens:
+            grid = square_grid(n_tokens - prefix)
+            self._distances = patch_distances(grid, prefix, device=keys.device)
+        attn = self.loaded.model.get_submodule(name)
+        bias = attention_bias(attn, n_tokens)
+        size = images_at_a_time(n_heads, n_tokens)
+        scores = (
+            attention_scores(attn, some_q, some_k, bias)
+            for some_q, some_k in zip(q.split(size), k.split(size), strict=True)
+        )
         values = pattern_statistics(scores, self._distances, prefix)
         self._patterns.add(name, values.transpose(0, 1))
 
@@ -242,9 +263,9 @@ def _n_classes(source: ImageData) -> int:
 
 
 def _pattern_sites(hooked: HookedVisionModel, recorded: list[str]) -> list[str]:
-    """Return the attention logits of the blocks whose heads are recorded, or of all blocks."""
-    every = [n for n in hooked.hook_dict if n.endswith(".attn.hook_attn_scores")]
+    """Return the attention layers whose heads are recorded, or all of them."""
+    every = [n.removesuffix(".hook_k") for n in hooked.hook_dict if n.endswith(".attn.hook_k")]
     if not every:
         raise SpecError("this model has no attention patterns; leave out --patterns")
-    blocks = {parse_site(n).layer for n in recorded if parse_site(n).part == "attn.hook_z"}
-    return [n for n in every if parse_site(n).layer in blocks] or every
+    with_heads = [n for n in every if f"{n}.hook_z" in recorded]
+    return with_heads or every

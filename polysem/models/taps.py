@@ -197,7 +197,7 @@ def _attention_taps(prefix: str, attn: nn.Module) -> dict[str, Tap]:
     return {f"{prefix}.hook_{site}": Tap(site != "pattern", attach) for site in sites}
 
 
-def attention_bias(attn: nn.Module, n_tokens: int) -> Tensor | None:
+def attention_bias(attn: Any, n_tokens: int) -> Tensor | None:
     """Return what an attention layer adds to its logits [head, query, key], if anything."""
     if not hasattr(attn, "attention_bias"):
         return None

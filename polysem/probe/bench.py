@@ -55,9 +55,9 @@ def bench_probe(
 
     Both run the same batches through the same model, without gradients and with fused attention;
     `repeats` pairs are interleaved and the median of their ratios is given. A probe's time runs
-    from setting the hooks to the last finished statistic; writing these to disk costs the same
-    for any number of images, and is told to `report` by itself. Peak memory is that of a process
-    of its own, writing included.
+    from setting the hooks to the last image recorded; finishing the run (ranks, quantiles,
+    writing) costs the same for any number of images, and is told to `report` by itself. Peak
+    memory is that of a process of its own, for the whole probe.
 
     Parameters
     ----------
@@ -83,9 +83,9 @@ def bench_probe(
     rows = []
     for case in cases:
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a peak of its own
-            row, write_s = pool.apply(_measure, (case, device))
+            row, finish_s = pool.apply(_measure, (case, device))
         rows.append(row)
-        report("  ".join(f"{k} {v}" for k, v in row.items()) + f"  (writing {write_s:.1f} s)")
+        report("  ".join(f"{k} {v}" for k, v in row.items()) + f"  (finishing {finish_s:.1f} s)")
     return pd.DataFrame(rows)
 
 
@@ -95,10 +95,10 @@ def _measure(case: _Case, device: str) -> tuple[dict[str, str | int | float], fl
     source = _Noise(case.n_images, loaded.transform.size)
     place = torch.device(device)
     _bare(loaded, source, case, place, limit=case.batch_size)  # warm up
-    pairs, write_s = [], 0.0
+    pairs, finish_s = [], 0.0
     for _ in range(case.repeats):
         bare = _bare(loaded, source, case, place)
-        probed, write_s = _probe(loaded, source, case, place)
+        probed, finish_s = _probe(loaded, source, case, place)
         pairs.append((bare, probed))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     row: dict[str, str | int | float] = {
@@ -109,7 +109,7 @@ def _measure(case: _Case, device: str) -> tuple[dict[str, str | int | float], fl
         "ratio": round(statistics.median(probed / bare for bare, probed in pairs), 4),
         "peak_mb": round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1),
     }
-    return row, write_s
+    return row, finish_s
 
 
 class _Noise(ImageData):
@@ -157,7 +157,7 @@ def _bare(
 def _probe(
     loaded: LoadedModel, source: _Noise, case: _Case, device: torch.device
 ) -> tuple[float, float]:
-    """Return the seconds of recording and of writing."""
+    """Return the seconds of recording and of finishing."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         with RunWriter(Path(folder) / "run") as writer:
@@ -168,8 +168,6 @@ def _probe(
             with recorder.recording():
                 for decoded in source.batches(case.batch_size):
                     recorder.update(decoded)
-            for site in recorder.sites.values():
-                site.result()
             recorded = time.perf_counter() - started
             recorder.finish(interrupted=False, seconds=0)
         return recorded, time.perf_counter() - started - recorded

@@ -16,7 +16,7 @@ from polysem.probe.accumulators import Accumulator, ClassSums, ImageSample, Mome
 from polysem.probe.exemplars import Exemplars
 from polysem.probe.pooling import Pooled, pool_activation, pool_names, square_grid, tail_names
 from polysem.sites import Site
-from polysem.store.schema import QUANTILES, UNITS, dataset
+from polysem.store.schema import QUANTILES, UNITS, dataset, ranking_pool
 
 __all__ = ["Batch", "SiteRecorder"]
 
@@ -92,7 +92,7 @@ class SiteRecorder:
         if batch.labels is not None:
             self.parts["class_sums"].update(values, batch.labels)
         for tail in self.tails:
-            pool = 0 if tail == "upper" or self.pools == ("value",) else self.pools.index("min")
+            pool = self.pools.index(ranking_pool(self.pools, tail))
             self.parts[tail].update(values[pool], batch.images, pooled.maps)
 
     def _allocate(self, pooled: Pooled) -> None:

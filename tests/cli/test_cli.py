@@ -10,25 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shell import polysem as run
 
-from polysem import cli
 from polysem.models.checkpoint import save_checkpoint
 from polysem.models.load import load_model
 
 ARCH = "vit_micro_patch8_gap_64"
 ARGS = {"img_size": 32, "depth": 1, "num_classes": 3}
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run polysem as from a shell; return exit code, stdout and stderr."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["polysem", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, *capsys.readouterr()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -1,14 +1,13 @@
 """``polysem show``: summary and pictures as a user gets them, and what it refuses to draw."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from drawn_run import PlainSource, cnn_activations, random_activations, write_run
 from PIL import Image
+from shell import polysem
 
-from polysem import cli
 from polysem.cli.show import seen_by_model
 from polysem.data.shapes import Shapes
 from polysem.data.sources import load_data
@@ -20,15 +19,8 @@ MLP = "blocks.0.mlp.hook_post"
 
 
 def show(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Run ``polysem show`` as from a shell; return exit code, stdout and stderr."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["polysem", "show", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return code, *capsys.readouterr()
+    """Run ``polysem show``; return exit code, stdout and stderr."""
+    return polysem(capsys, "show", *words)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:

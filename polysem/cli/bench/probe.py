@@ -1,4 +1,4 @@
-"""``polysem bench``: what things cost on this machine; every bench writes DIR/table.csv."""
+"""``polysem bench probe``: time and memory of a probe beside the bare forward pass."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-bench = typer.Typer(
-    help="Measure polysem on this machine; each bench prints a table and writes DIR/table.csv.",
-    no_args_is_help=True,
-)
 
-
-@bench.command("probe")
 def bench_probe(
     out: Annotated[Path, typer.Option(help="Folder for table.csv.")],
     model: Annotated[

@@ -1,0 +1,15 @@
+"""``polysem bench``: what things cost and how well they do; every bench writes DIR/table.csv."""
+
+from __future__ import annotations
+
+import typer
+
+from polysem.cli.bench.probe import bench_probe
+
+__all__ = ["bench"]
+
+bench = typer.Typer(
+    help="Measure polysem on this machine; each bench prints a table and writes DIR/table.csv.",
+    no_args_is_help=True,
+)
+bench.command("probe")(bench_probe)

@@ -1,0 +1,93 @@
+"""What later commands add to a finished run: tables and arrays, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from polysem.store.run import Run
+from polysem.store.writer import disk_errors
+
+__all__ = ["add_arrays", "add_table"]
+
+
+def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str, str]) -> Path:
+    """Write ``tables/<name>.parquet`` into a run, in place of an older one of that name.
+
+    Parameters
+    ----------
+    run : Run
+    name : str
+    table : DataFrame
+        Tidy: one row a unit (site, unit), a head (layer, head), or whatever the name says.
+    meanings : mapping
+        What each column holds, with unit, range and source; kept in the file, and given back by
+        ``run.table(name).attrs["columns"]``.
+
+    Raises
+    ------
+    ValueError
+        If a column is not explained, or an explained one is not there.
+    RunError
+        If the disk refuses.
+    """
+    if set(meanings) != set(table.columns):
+        odd = sorted(set(meanings) ^ set(table.columns))
+        raise ValueError(f"columns and meanings of the table {name!r} differ in {odd}")
+    file = run.path / "tables" / f"{name}.parquet"
+    kept = table.copy(deep=False)
+    kept.attrs = {"columns": dict(meanings)}
+    with disk_errors(run.path):
+        file.parent.mkdir(exist_ok=True)
+        part = _beside(file)
+        try:
+            kept.to_parquet(part, index=False)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+    return file
+
+
+def add_arrays(run: Run, name: str, arrays: xr.Dataset) -> Path:
+    """Write ``<name>.zarr`` into a run, in place of an older one of that name.
+
+    Parameters
+    ----------
+    run : Run
+    name : str
+        Without the ending.
+    arrays : Dataset
+        Each variable says in ``attrs["long_name"]`` what it holds.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    store = run.path / f"{name}.zarr"
+    with disk_errors(run.path):
+        part = _beside(store)
+        old = _beside(store)
+        try:
+            arrays.to_zarr(part, mode="w", zarr_format=3, consolidated=False)
+            if store.exists():
+                os.replace(store, old)
+            os.replace(part, store)
+        except BaseException:  # Ctrl-C between the two: the older arrays go back
+            if old.exists() and not store.exists():
+                os.replace(old, store)
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+    return store
+
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:8]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from polysem.train.build import (
     choose_loss,
     choose_optimiser,
 )
-from polysem.train.images import LabelledImages, decode
+from polysem.train.images import LabelledImages, decode, permuted
 from polysem.train.losses import Loss
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import cosine_schedule
@@ -102,6 +102,9 @@ def prepare(
             report=lambda done, total: report(data.name, done, total),
         )
 
+    learned = read(train)
+    if recipe.data.permute_labels:
+        learned = replace(learned, labels=permuted(learned.labels, recipe.seed))
     return Job(
         recipe=recipe,
         model=model,
@@ -115,7 +118,7 @@ def prepare(
             final_lr=recipe.schedule.final_lr,
         ),
         clip=choose_clip(recipe.optimiser.clip, model),
-        train=read(train),
+        train=learned,
         test=read(test),
         epoch_steps=epoch_steps,
         total_steps=total_steps,

@@ -35,13 +35,14 @@ def train(
 
     On all GPUs: [bold]accelerate launch -m polysem train RECIPE --out DIR[/bold]
     """
+    from polysem.cli.changes import parse_changes
     from polysem.errors import RecipeError
     from polysem.train.recipe import load_recipe
 
     names = [path.stem for path in recipes]
     if len(set(names)) < len(names):
         raise RecipeError("two recipes have the same file name, so they would share a folder")
-    new = _changes(changes or [])
+    new = parse_changes(changes or [])
     loaded = [load_recipe(path, changes=new) for path in recipes]  # all, before any work
     for path, recipe in zip(recipes, loaded, strict=True):
         folder = out / path.stem if len(recipes) > 1 else out
@@ -55,23 +56,6 @@ def train(
             device=device,
             command=f"polysem train {path} --out {folder}{flags}",
         )
-
-
-def _changes(said: list[str]) -> dict[str, Any]:
-    import yaml
-
-    from polysem.errors import RecipeError
-
-    changes = {}
-    for text in said:
-        key, equals, value = text.partition("=")
-        if not (equals and all(key.split("."))):
-            raise RecipeError(f"--set {text!r}: expected KEY=VALUE, as in optimiser.lr=0.001")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            changes[key] = value
-    return changes
 
 
 def _train(recipe: Any, **options: Any) -> None:

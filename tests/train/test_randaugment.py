@@ -11,10 +11,7 @@ from polysem.train.randaugment import BINS, operations, rand_augment
 
 _torchvision.repair()
 
-from torchvision.transforms import (
-    InterpolationMode,
-    v2,
-)
+from torchvision.transforms import InterpolationMode, v2  # noqa: E402
 
 
 def _images(n: int, height: int = 9, width: int = 12) -> Tensor:

@@ -17,13 +17,28 @@ __all__ = [
     "GroupNorm1",
     "LayerNorm",
     "PositionNorm2d",
+    "frozen_variance",
 ]
 
 
-def _frozen_variance(
+def frozen_variance(
     x: Tensor, fused: Tensor, dims: tuple[int, ...], weight: Tensor, eps: float
 ) -> Tensor:
-    """Return the values of `fused`, the same normalisation, with the variance held constant."""
+    """Return the values of `fused`, the same normalisation, with the variance held constant.
+
+    Parameters
+    ----------
+    x : Tensor
+        What is normalised.
+    fused : Tensor
+        The result, computed without care for derivatives and without bias.
+    dims : tuple of int
+        Axes that mean and variance are taken over.
+    weight : Tensor
+        Broadcasts against x.
+    eps : float
+        Added to the variance.
+    """
     full = wide(x)
     variance, mean = torch.var_mean(full, dim=dims, correction=0, keepdim=True)
     linear = (full - mean) * (variance.detach() + eps).rsqrt() * weight
@@ -55,7 +70,7 @@ class LayerNorm(nn.LayerNorm):
         fused = super().forward(x)
         if not self.explaining:
             return fused
-        return _frozen_variance(x, fused, (-1,), self.weight, self.eps)
+        return frozen_variance(x, fused, (-1,), self.weight, self.eps)
 
 
 class PositionNorm2d(LayerNorm):
@@ -90,7 +105,7 @@ class GroupNorm1(nn.GroupNorm):
         fused = super().forward(x)
         if not self.explaining:
             return fused
-        return _frozen_variance(x, fused, (1, 2, 3), self.weight[:, None, None], self.eps)
+        return frozen_variance(x, fused, (1, 2, 3), self.weight[:, None, None], self.eps)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -43,7 +43,7 @@ Attach: TypeAlias = Callable[[Mapping[str, Point]], list[RemovableHandle]]
 #: torch each have their own classes).
 BOUNDED_BELOW = {
     "ReLU", "ReLU6", "GELU", "GELUTanh", "QuickGELU", "QuickGELUActivation", "SiLU", "Swish",
-    "Sigmoid", "Softplus", "Mish", "HardSwish", "Hardswish",
+    "Sigmoid", "Softplus", "Mish", "HardSwish", "Hardswish", "DetachableGate",
 }  # fmt: skip
 
 

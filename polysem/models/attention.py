@@ -1,8 +1,8 @@
 """Self-attention for `vit`: timm's, with positions learned inside the softmax, and its B-cos twin.
 
 timm chooses the class and builds the layer; options that timm does not pass are class attributes
-of a subclass made by :func:`attention_layer`. timm's own forward pass runs in all of them, so
-attention stays fused, and the names of its parts (`qkv`, `q_norm`, `proj`, …) are timm's.
+of a subclass made by :func:`attention_layer`. The names of the parts (`qkv`, `q_norm`, `proj`, …)
+are timm's; what happens between the projections is up to a mixer (`mixers`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import Attention
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from polysem.errors import SpecError
 from polysem.models.bcos import BcosLinear, DetachableIdentity
+from polysem.models.dropout import DropHead
+from polysem.models.mixers import Softmax
 
 __all__ = ["BcosAttention", "PositionAttention", "PositionBias", "attention_layer"]
 
@@ -107,7 +109,8 @@ def attention_layer(base: type[PositionAttention], **options: Any) -> type[Posit
     base : type
         :class:`PositionAttention` or :class:`BcosAttention`.
     **options
-        Its class attributes: `grid`, and of the B-cos one `b` and `max_out`.
+        Its class attributes: `grid`, `mixer_type`, `mixer_options`, `drop_head_rate`, and of the
+        B-cos one `b` and `max_out`.
     """
     made = {"__module__": base.__module__, "__doc__": base.__doc__, "made_from": (base, options)}
     return type(base.__name__, (base,), {**options, **made})
@@ -116,24 +119,37 @@ def attention_layer(base: type[PositionAttention], **options: Any) -> type[Posit
 class PositionAttention(Attention):  # type: ignore[misc]
     """timm's attention over patches, with a :class:`PositionBias` in the logits.
 
-    Takes what timm gives it. There are no class or register tokens: every token is a patch.
+    Takes what timm gives it. With positions there are no class or register tokens: every token is
+    a patch.
 
     Attributes
     ----------
     grid : (int, int) or None
         Rows and columns of patches in training; None leaves the positions out.
+    mixer_type : type
+        A kind of :class:`~polysem.models.mixers.Softmax`, which `mixer` is made from.
+    mixer_options : tuple of (str, value)
+        What it is made with, beside the number of heads.
+    drop_head_rate : float, "half" or None
+        Of :class:`~polysem.models.dropout.DropHead`; None leaves that out.
     """
 
     q_norm: nn.Module
     k_norm: nn.Module
     proj: nn.Module
     grid: ClassVar[tuple[int, int] | None] = None
+    mixer_type: ClassVar[type[Softmax]] = Softmax
+    mixer_options: ClassVar[tuple[tuple[str, Any], ...]] = ()
+    drop_head_rate: ClassVar[float | Literal["half"] | None] = None
     made_from: ClassVar[tuple[type[PositionAttention], dict[str, Any]] | None] = None
 
     def __init__(self, dim: int, num_heads: int = 8, **options: Any) -> None:
         super().__init__(dim, num_heads, **options)
         place = {"device": options.get("device"), "dtype": options.get("dtype")}
         self.position_bias = PositionBias(num_heads, self.grid, **place) if self.grid else None
+        self.mixer = self.mixer_type(num_heads, **dict(self.mixer_options), **place)
+        rate = self.drop_head_rate
+        self.drop_head = nn.Identity() if rate is None else DropHead(num_heads, rate)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         # A class made by attention_layer has no name that pickle could import it by.
@@ -141,7 +157,11 @@ class PositionAttention(Attention):  # type: ignore[misc]
 
     def attention_bias(self, n_tokens: int) -> Tensor | None:
         """Return what is added to ``q kᵀ / √d_head``, [head, query, key], or None if nothing."""
-        return None if self.position_bias is None else self.position_bias(n_tokens)
+        biases = [self.mixer.bias(n_tokens)]
+        if self.position_bias is not None:
+            biases.append(self.position_bias(n_tokens))
+        given = [bias for bias in biases if bias is not None]
+        return sum(given[1:], start=given[0]) if given else None
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -153,19 +173,39 @@ class PositionAttention(Attention):  # type: ignore[misc]
         SpecError
             If causal attention is asked of a layer with positions.
         """
-        bias = self.attention_bias(x.shape[1])
-        if bias is not None:
-            if is_causal:
-                raise SpecError("attention with learned positions between patches is not causal")
-            bias = bias[None]  # fused kernels take two or four axes
-            if attn_mask is None:
-                attn_mask = bias
-            elif attn_mask.dtype == torch.bool:
-                attn_mask = bias.masked_fill(~attn_mask, -math.inf)
-            else:
-                attn_mask = bias + attn_mask
-        out: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        bias = self._logit_bias(x, attn_mask, is_causal)
+        qkv = torch.unflatten(self.qkv(x), -1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        z = self.mixer(
+            self.q_norm(q),
+            self.k_norm(k),
+            v,
+            bias,
+            drop=self.attn_drop,
+            fused=self.fused_attn,
+            masked=is_causal or attn_mask is not None,
+        )
+        heads = self.norm(self.drop_head(z).transpose(1, 2).flatten(2))
+        if getattr(self, "gate", None) is not None:
+            heads = heads * self.gate(x).sigmoid()
+        out: Tensor = self.proj_drop(self.proj(heads))
         return out
+
+    def _logit_bias(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+        """Return all that is added to the logits, broadcasting to [image, head, query, key]."""
+        bias, n_tokens = self.attention_bias(x.shape[1]), x.shape[1]
+        if is_causal:
+            if bias is not None:
+                raise SpecError("attention with positions between patches is not causal")
+            attn_mask = x.new_ones(n_tokens, n_tokens, dtype=torch.bool).tril()
+        if bias is not None:
+            bias = bias[None]  # fused kernels take two or four axes
+        if attn_mask is None:
+            return bias
+        if attn_mask.dtype == torch.bool:
+            zero = x.new_zeros(()) if bias is None else bias
+            return torch.where(attn_mask, zero, -math.inf)
+        return attn_mask if bias is None else bias + attn_mask
 
 
 def _blank(base: type[PositionAttention], options: dict[str, Any]) -> PositionAttention:

@@ -24,11 +24,15 @@ _torchvision.repair()
 from timm.layers import Attention, Mlp  # noqa: E402
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer  # noqa: E402
 
+from polysem.models.mixers import Softmax  # noqa: E402
+
 __all__ = [
     "BOUNDED_BELOW",
     "Point",
     "Tap",
     "attention_bias",
+    "attention_pattern",
+    "attention_read",
     "attention_scores",
     "input_tap",
     "output_tap",
@@ -217,17 +221,32 @@ def attention_scores(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None) -> Te
     bias : Tensor or None
         From `attention_bias`.
     """
+    mixer = getattr(attn, "mixer", None)
+    if isinstance(mixer, Softmax):
+        return mixer.scores(q, k, bias)
     scale = q.shape[-1] ** -0.5 if attn.fused_attn else attn.scale
     scores: Tensor = (q * scale) @ k.transpose(-2, -1)
     return scores if bias is None else scores + bias
+
+
+def attention_pattern(attn: Any, scores: Tensor) -> Tensor:
+    """Return the pattern [image, head, query, key] that a layer makes of its logits."""
+    mixer = getattr(attn, "mixer", None)
+    return mixer.pattern(scores) if isinstance(mixer, Softmax) else scores.softmax(dim=-1)
+
+
+def attention_read(attn: Any, pattern: Tensor, v: Tensor) -> Tensor:
+    """Return what the heads write [image, head, query, d_head] of a pattern and values."""
+    mixer = getattr(attn, "mixer", None)
+    return mixer.read(pattern, v) if isinstance(mixer, Softmax) else pattern @ v
 
 
 class _AttentionTap:
     """The six sites of one attention layer during one forward pass.
 
     Scores and pattern do not exist in fused attention. They are computed here from q and k,
-    ``softmax(q kᵀ scale + bias)``, and replace the fused result only where they were edited
-    (without attention dropout, which acts in training alone).
+    ``softmax(q kᵀ scale + bias)`` or what the layer's mixer says, and replace the fused result
+    only where they were edited (without dropout and DropHead, which act in training alone).
     """
 
     def __init__(self, prefix: str, attn: nn.Module, points: Mapping[str, Point]) -> None:
@@ -285,10 +304,10 @@ class _AttentionTap:
         scores, changed = self._ask_whether_changed("attn_scores", scores)
         if "pattern" in self.points or changed:
             with _counting_changes():
-                pattern = scores.softmax(dim=-1)
+                pattern = attention_pattern(self.attn, scores)
             pattern, also = self._ask_whether_changed("pattern", pattern)
             if changed or also:
-                return (pattern @ v).transpose(1, 2)
+                return attention_read(self.attn, pattern, v).transpose(1, 2)
         return z
 
     def _ask(self, site: str, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ convolutions instead of patches and has one block less.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any, Literal, get_args
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from polysem.errors import SpecError, did_you_mean
 from polysem.models.attention import attention_layer
+from polysem.models.dropout import check_drop_head
 from polysem.models.embed import PatchLinearEmbed, SincosPositions
+from polysem.models.kinds import choose_mixer
 from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
 
@@ -49,6 +51,12 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         nowhere. Added positions are a bias, which ``Σ W(x) x`` of a B-cos model misses.
     stem : sequence of int
         Widths of :func:`~polysem.models.embed.conv_stem`; empty for patches.
+    attention : str or mapping
+        How tokens attend to each other: a kind in :data:`~polysem.models.kinds.MIXERS`, or a
+        mapping with its ``kind`` and its options.
+    drop_head : "half" or float, optional
+        Leave out half of the heads of each image while training, or each head at this rate
+        (:class:`~polysem.models.dropout.DropHead`).
     weight_init
         timm's; by default each layer keeps its own torch initialisation, as in the official code.
     **options
@@ -68,6 +76,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         patch_size: int | tuple[int, int] = 16,
         positions: Positions = "attention",
         stem: Sequence[int] = (),
+        attention: str | Mapping[str, Any] = "softmax",
+        drop_head: float | Literal["half"] | None = None,
         weight_init: str = "reset",
         **options: Any,
     ) -> None:
@@ -78,6 +88,7 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             raise SpecError("patch_drop_rate needs positions='sincos', 'learn' or 'none'")
         (height, width), (patch_y, patch_x) = _pair(img_size), _pair(patch_size)
         grid = (height // patch_y, width // patch_x)
+        mixer_type, mixer_options = choose_mixer(attention)
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -93,6 +104,9 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             attn_layer=attention_layer(
                 layers.attention,  # type: ignore[arg-type]
                 grid=grid if positions == "attention" else None,
+                mixer_type=mixer_type,  # type: ignore[arg-type]
+                mixer_options=(("grid", grid), *mixer_options.items()),
+                drop_head_rate=None if drop_head is None else check_drop_head(drop_head),
                 **layers.attention_options,
             ),
             embed_layer=partial(

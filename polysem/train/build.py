@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +12,11 @@ from torch import nn
 from polysem import _torchvision
 from polysem.errors import RecipeError, SpecError
 from polysem.models.bcos import BcosConv2d, BcosLinear
-from polysem.models.registry import create, require_known
+from polysem.models.dropout import set_drop_head_rate
+from polysem.models.registry import create, is_our_vit, require_known
 from polysem.train.losses import LOSSES, Loss
 from polysem.train.recipe import Clip, Model, Optimiser, Recipe
+from polysem.train.schedules import drop_head_rate
 
 _torchvision.repair()
 
@@ -25,6 +28,8 @@ __all__ = [
     "choose_clip",
     "choose_loss",
     "choose_optimiser",
+    "follow_steps",
+    "with_methods",
 ]
 
 
@@ -53,6 +58,68 @@ def _check_args(args: Mapping[str, object]) -> None:
             raise RecipeError("model.args.num_classes: the data decides this; remove the key")
         if key.startswith(("pretrained", "checkpoint_path", "cache_dir")):
             raise RecipeError(f"model.args.{key}: training starts from random weights; remove it")
+
+
+def with_methods(recipe: Recipe) -> Model:
+    """Return the recipe's model with the arguments that its methods become.
+
+    Raises
+    ------
+    RecipeError
+        If the model does not have a method, or it is given in ``model.args`` as well.
+    """
+    args = _method_args(recipe)
+    for key, name, _ in args:
+        if name in recipe.model.args:
+            raise RecipeError(f"{key} and model.args.{name} say the same; keep {key}")
+        if not is_our_vit(recipe.model.name):
+            raise RecipeError(
+                f"{key} needs a vision transformer of polysem's, such as "
+                f"vitc_tiny_patch4_gap_32; model.name is {recipe.model.name!r}"
+            )
+    more = {name: value for _, name, value in args}
+    return recipe.model.model_copy(update={"args": {**recipe.model.args, **more}})
+
+
+def _method_args(recipe: Recipe) -> list[tuple[str, str, Any]]:
+    """Return key of the recipe, argument of the model and its value."""
+    args: list[tuple[str, str, Any]] = []
+    heads = recipe.drop_head
+    if heads is not None:
+        rate = {"half": "half", "bernoulli": heads.p, "scheduled": heads.p_start}[heads.mode]
+        args.append(("drop_head", "drop_head", rate))
+    return args
+
+
+def follow_steps(
+    recipe: Recipe, model: nn.Module, schedule: Any, *, total_steps: int
+) -> Callable[[int], None]:
+    """Return what is called with the number of each step before it: all that changes by step.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    model : nn.Module
+    schedule : timm Scheduler
+        Of the learning rate.
+    total_steps : int
+        Steps in all.
+    """
+    heads = recipe.drop_head
+
+    def follow(step: int) -> None:
+        schedule.step_update(step)
+        if heads is not None and heads.mode == "scheduled":
+            rate = drop_head_rate(
+                step,
+                total_steps=total_steps,
+                warmup_steps=recipe.schedule.warmup_steps,
+                start=heads.p_start or 0.0,
+                end=heads.p_end or 0.0,
+            )
+            set_drop_head_rate(model, rate)
+
+    return follow
 
 
 def choose_loss(recipe: Recipe, model: nn.Module) -> Loss:

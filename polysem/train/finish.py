@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from polysem.models.checkpoint import read_checkpoint, save_checkpoint
+from polysem.train.build import with_methods
 from polysem.train.card import model_card
 from polysem.train.evaluate import Evaluation, evaluate, wilson_interval
 from polysem.train.outputs import Outputs
@@ -57,7 +58,7 @@ def save_weights(
     save_checkpoint(
         path,
         recipe.model.name,
-        {**recipe.model.args, "num_classes": len(job.train.classes)},
+        {**with_methods(recipe).args, "num_classes": len(job.train.classes)},
         job.model.state_dict(),
         transform=job.transform,
         classes=job.train.classes,

@@ -235,7 +235,7 @@ def _step(job: Job, progressed: Progressed, tally: Tally) -> float:
         job.train.pixels[chosen], recipe.augment, generator_for(recipe.seed, "augment", step)
     )
     labels = job.train.labels[chosen]
-    job.schedule.step_update(step)
+    job.follow(step)
     lr = float(job.optimiser.param_groups[0]["lr"])
     with autocast(images.device, recipe.precision):
         logits = job.model(job.transform.normalize(images))

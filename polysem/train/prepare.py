@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +20,8 @@ from polysem.train.build import (
     choose_clip,
     choose_loss,
     choose_optimiser,
+    follow_steps,
+    with_methods,
 )
 from polysem.train.images import LabelledImages, decode
 from polysem.train.losses import Loss
@@ -43,7 +44,8 @@ class Job:
         What the model does to its images.
     loss : Loss
     optimiser : Optimizer
-    schedule : timm Scheduler
+    follow : callable
+        Called with the number of each step before it; sets what changes by step.
     clip : callable
         Applied between backward pass and step.
     train, test : LabelledImages
@@ -56,7 +58,7 @@ class Job:
     transform: Transform
     loss: Loss
     optimiser: torch.optim.Optimizer
-    schedule: Any
+    follow: Callable[[int], None]
     clip: Callable[[], object]
     train: LabelledImages
     test: LabelledImages
@@ -84,12 +86,13 @@ def prepare(
         If the data has no labels, or its two parts have different classes.
     """
     _known_model(recipe)
+    network = with_methods(recipe)
     train = load_data(recipe.data.train, limit=recipe.data.train_limit)
     test = load_data(recipe.data.test, limit=recipe.data.test_limit)
     n_classes = _n_classes(train, test)
     epoch_steps, total_steps = _lengths(recipe, len(train))
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, n_classes=n_classes)
+    model = build_model(network, n_classes=n_classes)
     transform = evaluation_transform(model)
     model.to(device).train()
     optimiser = choose_optimiser(recipe.optimiser, model)
@@ -102,18 +105,19 @@ def prepare(
             report=lambda done, total: report(data.name, done, total),
         )
 
+    schedule = cosine_schedule(
+        optimiser,
+        total_steps=total_steps,
+        warmup_steps=recipe.schedule.warmup_steps,
+        final_lr=recipe.schedule.final_lr,
+    )
     return Job(
         recipe=recipe,
         model=model,
         transform=transform,
         loss=choose_loss(recipe, model),
         optimiser=optimiser,
-        schedule=cosine_schedule(
-            optimiser,
-            total_steps=total_steps,
-            warmup_steps=recipe.schedule.warmup_steps,
-            final_lr=recipe.schedule.final_lr,
-        ),
+        follow=follow_steps(recipe, model, schedule, total_steps=total_steps),
         clip=choose_clip(recipe.optimiser.clip, model),
         train=read(train),
         test=read(test),

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polysem.errors import MissingError, RecipeError, did_you_mean
+from polysem.train.methods import DropHead
+from polysem.train.section import BelowOne as _BelowOne
+from polysem.train.section import Count as _Count
+from polysem.train.section import CountOrZero as _CountOrZero
+from polysem.train.section import Positive as _Positive
+from polysem.train.section import PositiveOrZero as _PositiveOrZero
+from polysem.train.section import Section as _Section
 
 __all__ = [
     "Augment",
@@ -29,29 +36,11 @@ __all__ = [
 ]
 
 
-def _not_a_boolean(value: Any) -> Any:
-    # pydantic reads true as 1, which in a recipe is always a slip.
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-_Count = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=1)]
-_CountOrZero = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=0)]
-_Positive = Annotated[float, BeforeValidator(_not_a_boolean), Field(gt=0)]
-_PositiveOrZero = Annotated[float, BeforeValidator(_not_a_boolean), Field(ge=0)]
-_BelowOne = Annotated[float, BeforeValidator(_not_a_boolean), Field(ge=0, lt=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class Model(_Section):
     """The network: a name from timm's registry (polysem's included) and its arguments."""
 
     name: str
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default_factory=dict)
 
 
 class Data(_Section):
@@ -116,6 +105,8 @@ class Recipe(_Section):
     ----------
     model, data, optimiser, schedule, augment : section
         See the class of each.
+    drop_head : section or None
+        Heads left out while training.
     loss : str
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
         B-cos models, cross-entropy for all others.
@@ -143,6 +134,7 @@ class Recipe(_Section):
     optimiser: Optimiser
     schedule: Schedule
     augment: Augment = Augment()
+    drop_head: DropHead | None = None
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     batch_size: _Count = 128
     seed: _CountOrZero = 0
@@ -242,10 +234,15 @@ def _sentence(fault: Any) -> str:
 def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for name in path:
-        inner = section.model_fields[name].annotation if name in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        said = section.model_fields[name].annotation if name in section.model_fields else None
+        inner = [
+            kind
+            for kind in (said, *get_args(said))  # a section that may be left out is a union
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not inner:
             break
-        section = inner
+        section = inner[0]
     return section
 
 

@@ -1,0 +1,55 @@
+"""The kinds of attention that `vit` knows by name; the mixers themselves have a file a paper."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from polysem.errors import SpecError, did_you_mean
+from polysem.models.mixers import Softmax
+
+__all__ = ["MIXERS", "choose_mixer"]
+
+#: Kinds of attention by the names that models and recipes use.
+MIXERS: dict[str, type[Softmax]] = {"softmax": Softmax}
+
+_GIVEN_BY_THE_LAYER = {"n_heads", "grid", "device", "dtype"}
+
+
+def choose_mixer(attention: str | Mapping[str, Any]) -> tuple[type[Softmax], dict[str, Any]]:
+    """Return the class of a kind of attention and its options.
+
+    Parameters
+    ----------
+    attention : str or mapping
+        A name in `MIXERS`; or a mapping with the name under ``kind`` and options of that kind.
+
+    Raises
+    ------
+    SpecError
+        If there is no such kind, or it has no such option.
+
+    Examples
+    --------
+    >>> choose_mixer("softmax")
+    (<class 'polysem.models.mixers.Softmax'>, {})
+    """
+    options = {"kind": attention} if isinstance(attention, str) else dict(attention)
+    kind = options.pop("kind", None)
+    if not isinstance(kind, str) or kind not in MIXERS:
+        near = did_you_mean(kind, MIXERS) if isinstance(kind, str) else ""
+        raise SpecError(f"attention is of kind {kind!r}{near}; allowed: {', '.join(MIXERS)}")
+    mixer = MIXERS[kind]
+    allowed = [
+        name
+        for name in inspect.signature(mixer.__init__).parameters
+        if name not in ("self", *_GIVEN_BY_THE_LAYER)
+    ]
+    for name in options:
+        if name not in allowed:
+            raise SpecError(
+                f"attention of kind {kind!r} has no option {name!r}{did_you_mean(name, allowed)}; "
+                f"it has {', '.join(allowed) or 'none'}"
+            )
+    return mixer, options

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -79,11 +80,17 @@ class Conversion(nn.Module):
         """B as it is now."""
         return 1 + self.share * (self.b - 1)
 
+    @overload
+    def left_of(self, term: Tensor) -> Tensor: ...
+    @overload
+    def left_of(self, term: None) -> None: ...
     def left_of(self, term: Tensor | None) -> Tensor | None:
-        """Return what is left of an additive term, None if nothing is."""
-        if term is None or self.share == 1:
-            return None
-        return term if self.share == 0 else term * (1 - self.share)
+        """Return what is left of an additive term; None stays None.
+
+        At share 1 that is zeros rather than nothing, since training on several processes waits
+        for a gradient of every parameter.
+        """
+        return term if term is None or self.share == 0 else term * (1 - self.share)
 
     def get_extra_state(self) -> Tensor:
         """Return the share, as a tensor that any checkpoint can hold."""
@@ -225,8 +232,7 @@ class BcosifiedQkv(_Converted, nn.Linear):
         if self.bias is None:
             return F.linear(x, self.weight)
         q, k, v = self.bias.chunk(3)
-        left = self.conversion.left_of(v)
-        v = torch.zeros_like(v) if left is None else left
+        v = self.conversion.left_of(v)
         return F.linear(x, self.weight, torch.cat([q, k, v]))
 
 
@@ -266,7 +272,7 @@ class BcosifiedBatchNorm2d(_Converted, nn.BatchNorm2d):
         scale = self.weight * (variance + self.eps).rsqrt()
         y = x * scale.to(x.dtype)[:, None, None]
         added = self.conversion.left_of(self.bias - mean * scale)
-        return y if added is None else y + added.to(x.dtype)[:, None, None]
+        return y + added.to(x.dtype)[:, None, None]
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance of each channel; while training also keep them."""

@@ -37,8 +37,9 @@ def model_card(
 {_notes(recipe)}**Test accuracy {100 * metrics["test_accuracy"]:.2f} %** (95 % Wilson interval \
 {low:.2f} to {high:.2f} %; {metrics["test_images"]:,} images of `{recipe.data.test}`; \
 test loss {metrics["test_loss"]:.4f}), measured on the weights as they are in the file, \
-{recipe.save_as}.
-
+{recipe.save_as}. Balanced accuracy {100 * metrics["test_balanced_accuracy"]:.2f} %; expected \
+calibration error {100 * metrics["test_calibration_error"]:.2f} % (15 bins).
+{_by_heart(metrics)}
 | Class | Recognised |
 |---|---|
 {by_class}
@@ -63,6 +64,16 @@ The recipe:
 {yaml.safe_dump(_without_notes(recipe), sort_keys=False).strip()}
 ```
 """
+
+
+def _by_heart(metrics: Mapping[str, Any]) -> str:
+    if metrics.get("memorised") is None:
+        return ""
+    return (
+        "\nThe labels of the training images were permuted: what they show does not tell their "
+        f"label. The model learned {100 * metrics['memorised']:.2f} % of them by heart; its test "
+        "accuracy is that of chance, as it should be.\n"
+    )
 
 
 def _notes(recipe: Recipe) -> str:

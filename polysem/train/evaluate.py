@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from polysem.errors import NonFiniteError
 from polysem.models.transform import Transform
+from polysem.train.calibration import expected_calibration_error
 from polysem.train.images import LabelledImages
-from polysem.train.losses import Loss
+from polysem.train.losses import Loss, confidence
 
 __all__ = ["Evaluation", "autocast", "evaluate", "wilson_interval"]
 
@@ -30,17 +31,25 @@ class Evaluation:
     n_correct, n_images : int
     class_accuracy : float array [class]
         Share of each class's images that were recognised; NaN for a class without images.
+    calibration_error : float
+        By how much confidence misses accuracy, see `expected_calibration_error`.
     """
 
     loss: float
     n_correct: int
     n_images: int
     class_accuracy: npt.NDArray[np.float64]
+    calibration_error: float
 
     @property
     def accuracy(self) -> float:
         """Share of images recognised, from 0 to 1 (best)."""
         return self.n_correct / self.n_images
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of `class_accuracy` over the classes that have images: 1 / classes by chance."""
+        return float(np.nanmean(self.class_accuracy))
 
 
 def evaluate(
@@ -69,6 +78,7 @@ def evaluate(
     if not np.isfinite(value):
         raise NonFiniteError(f"the test loss on {images.name} is {value}")
     right = (logits.argmax(1) == images.labels).cpu().numpy()
+    sure = confidence(logits, loss).cpu().numpy()
     labels = images.labels.cpu().numpy()
     shown = np.bincount(labels, minlength=len(images.classes))
     hits = np.bincount(labels, weights=right, minlength=len(images.classes))
@@ -77,6 +87,7 @@ def evaluate(
         n_correct=int(right.sum()),
         n_images=len(images),
         class_accuracy=np.divide(hits, shown, out=np.full(hits.shape, np.nan), where=shown > 0),
+        calibration_error=expected_calibration_error(sure, right),
     )
 
 

@@ -82,6 +82,11 @@ def finish(
     job.model.load_state_dict(read_checkpoint(outputs.model).state_dict)
     test = evaluate(job.model, job.test, job.transform, job.loss, precision=job.recipe.precision)
     metrics = _metrics(job, progressed, last, test)
+    if job.recipe.data.permute_labels:
+        learned = evaluate(
+            job.model, job.train, job.transform, job.loss, precision=job.recipe.precision
+        )
+        metrics["memorised"] = learned.accuracy
     save_weights(job, outputs.model, step=progressed.step, metrics=metrics)
     command = command or "polysem train recipe.yaml --out OUT"
     card = model_card(job.recipe, metrics, classes=job.train.classes, command=command)
@@ -98,6 +103,8 @@ def _metrics(
     return {
         "test_accuracy": test.accuracy,
         "test_accuracy_95": list(wilson_interval(test.n_correct, test.n_images)),
+        "test_balanced_accuracy": test.balanced_accuracy,
+        "test_calibration_error": test.calibration_error,
         "test_loss": test.loss,
         "test_images": test.n_images,
         "test_class_accuracy": by_class,

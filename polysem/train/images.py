@@ -16,7 +16,7 @@ from polysem.data.dataset import ImageData
 from polysem.errors import DataError
 from polysem.models.transform import Transform
 
-__all__ = ["LabelledImages", "decode", "epoch_order", "generator_for"]
+__all__ = ["LabelledImages", "decode", "epoch_order", "generator_for", "permuted"]
 
 MEMORY_LIMIT = 8 * 2**30
 """Bytes of decoded images beyond which a data set is refused rather than swap the machine dead."""
@@ -102,6 +102,12 @@ def decode(
 
 def _read(data: ImageData, transform: Transform, start: int, stop: int) -> Tensor:
     return torch.stack([transform(data.read(number)) for number in range(start, stop)])
+
+
+def permuted(labels: Tensor, seed: int) -> Tensor:
+    """Return the labels [image] dealt anew at random; every class keeps its number of images."""
+    order = torch.randperm(len(labels), generator=generator_for(seed, "labels", 0))
+    return labels[order.to(labels.device)]
 
 
 def epoch_order(seed: int, epoch: int, n_images: int) -> Tensor:

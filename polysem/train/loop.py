@@ -263,6 +263,8 @@ def _end_epoch(
         "train_accuracy": progressed.n_correct / progressed.n_seen,
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
+        "test_balanced_accuracy": test.balanced_accuracy,
+        "test_calibration_error": test.calibration_error,
         "images_per_s": progressed.n_seen / progressed.train_s,
         "cpu_s": progressed.cpu_s,
         "wall_s": progressed.wall_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from polysem.train.build import (
     follow_steps,
     with_methods,
 )
-from polysem.train.images import LabelledImages, decode
+from polysem.train.images import LabelledImages, decode, permuted
 from polysem.train.losses import Loss
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import cosine_schedule
@@ -105,6 +105,9 @@ def prepare(
             report=lambda done, total: report(data.name, done, total),
         )
 
+    learned = read(train)
+    if recipe.data.permute_labels:
+        learned = replace(learned, labels=permuted(learned.labels, recipe.seed))
     schedule = cosine_schedule(
         optimiser,
         total_steps=total_steps,
@@ -119,7 +122,7 @@ def prepare(
         optimiser=optimiser,
         follow=follow_steps(recipe, model, schedule, total_steps=total_steps),
         clip=choose_clip(recipe.optimiser.clip, model),
-        train=read(train),
+        train=learned,
         test=read(test),
         epoch_steps=epoch_steps,
         total_steps=total_steps,

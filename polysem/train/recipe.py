@@ -44,12 +44,17 @@ class Model(_Section):
 
 
 class Data(_Section):
-    """What it learns from and what it is tested on: two data specs."""
+    """What it learns from and what it is tested on: two data specs.
+
+    With `permute_labels` the training images keep their number in every class but swap labels at
+    random, so that nothing can be learned except by heart (data randomisation, arXiv 1810.03292).
+    """
 
     train: str
     test: str
     train_limit: _Count | None = None
     test_limit: _Count | None = None
+    permute_labels: bool = False
 
 
 class Clip(_Section):

@@ -12,6 +12,7 @@ from torch import nn
 from polysem import _torchvision
 from polysem.errors import RecipeError, SpecError
 from polysem.models.bcos import BcosConv2d, BcosLinear
+from polysem.models.bcosified import advance
 from polysem.models.dropout import set_drop_head_rate
 from polysem.models.registry import create, is_our_vit, require_known
 from polysem.train.losses import LOSSES, Loss
@@ -57,7 +58,7 @@ def _check_args(args: Mapping[str, object]) -> None:
         if key == "num_classes":
             raise RecipeError("model.args.num_classes: the data decides this; remove the key")
         if key.startswith(("pretrained", "checkpoint_path", "cache_dir")):
-            raise RecipeError(f"model.args.{key}: training starts from random weights; remove it")
+            raise RecipeError(f"model.args.{key}: remove it; weights come from model.weights")
 
 
 def with_methods(recipe: Recipe) -> Model:
@@ -109,6 +110,7 @@ def follow_steps(
 
     def follow(step: int) -> None:
         schedule.step_update(step)
+        advance(model, step=step, steps=recipe.schedule.conversion_steps)
         if heads is not None and heads.mode == "scheduled":
             rate = drop_head_rate(
                 step,

@@ -13,7 +13,7 @@ from torch import nn
 from polysem.data.dataset import ImageData
 from polysem.data.sources import load_data
 from polysem.errors import DataError, RecipeError, SpecError
-from polysem.models.registry import evaluation_transform, require_known
+from polysem.models.registry import require_known
 from polysem.models.transform import Transform
 from polysem.train.build import (
     build_model,
@@ -27,6 +27,7 @@ from polysem.train.images import LabelledImages, decode, permuted
 from polysem.train.losses import Loss
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import cosine_schedule
+from polysem.train.start import check_conversion, start_weights
 
 __all__ = ["Job", "prepare", "settings"]
 
@@ -93,7 +94,8 @@ def prepare(
     epoch_steps, total_steps = _lengths(recipe, len(train))
     torch.manual_seed(recipe.seed)
     model = build_model(network, n_classes=n_classes)
-    transform = evaluation_transform(model)
+    check_conversion(recipe, model, total_steps)
+    transform = start_weights(recipe, model)
     model.to(device).train()
     optimiser = choose_optimiser(recipe.optimiser, model)
 

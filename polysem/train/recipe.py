@@ -37,10 +37,22 @@ __all__ = [
 
 
 class Model(_Section):
-    """The network: a name from timm's registry (polysem's included) and its arguments."""
+    """The network: a name from timm's registry (polysem's included) and its arguments.
 
-    name: str
+    With `weights`, a checkpoint, training starts from that instead of from random weights; one of
+    polysem's own says name and arguments itself. `sha256` pins what is in it.
+    """
+
+    name: str = ""
     args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Model:
+        if not self.name and self.weights is None:
+            raise ValueError("give name, a model of timm's registry, or weights, a checkpoint")
+        return self
 
 
 class Data(_Section):
@@ -81,12 +93,16 @@ class Optimiser(_Section):
 
 
 class Schedule(_Section):
-    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine."""
+    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine.
+
+    A B-cosified model is converted over `conversion_steps`, or at once.
+    """
 
     epochs: _Count | None = None
     steps: _Count | None = None
     warmup_steps: _CountOrZero = 0
     final_lr: _PositiveOrZero = 0.0
+    conversion_steps: _CountOrZero = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Schedule:
@@ -196,7 +212,7 @@ def parse_recipe(data: object, *, where: str = "recipe") -> Recipe:
     >>> parse_recipe({"model": {"nme": "vit_micro_patch8_gap_64"}})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    polysem.errors.RecipeError: recipe: the key 'model.name' is missing...
+    polysem.errors.RecipeError: recipe: unknown key 'model.nme'; did you mean 'name'?...
     """
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where} holds no keys; expected {_allowed(Recipe)}")

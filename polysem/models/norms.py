@@ -1,4 +1,4 @@
-"""Bias-free normalisation for B-cos networks, whose variance can be held fixed to explain them.
+"""Normalisation: for B-cos networks, its variance held fixed to explain them; and LipsFormer's.
 
 Each is one linear map once its variance is a constant, which is what it becomes while its
 attribute `explaining` is true; :func:`polysem.models.bcos.explanation_mode` sets that.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polysem.errors import SpecError
 from polysem.models.scaling import wide
 
 __all__ = [
     "BatchNorm2d",
     "BatchNormUncentered2d",
+    "CenterNorm",
     "GroupNorm1",
     "LayerNorm",
     "PositionNorm2d",
@@ -150,3 +152,61 @@ class BatchNormUncentered2d(BatchNorm2d):
             variance = variance.detach() if self.explaining else variance
         scale = self.weight * (variance + self.eps).rsqrt()
         return x * scale.to(x.dtype)[:, None, None]
+
+
+class CenterNorm(nn.Module):
+    """Subtract the mean over the last axis: ``γ ⊙ D / (D − 1) · (x − mean x) + β``.
+
+    A normalisation that divides by no variance, from LipsFormer (arXiv 2304.09856): at γ = 1 it
+    stretches nothing by more than D / (D − 1). Without β it is linear, hence as it is in
+    explanation mode too.
+
+    Parameters
+    ----------
+    features : int
+        D, above 1.
+    bias : bool
+        Whether there is a β.
+
+    Raises
+    ------
+    SpecError
+        If there is only one feature, which would be its own mean.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if features < 2:
+            raise SpecError(f"CenterNorm needs at least 2 features, got {features}")
+        self.features = features
+        self.weight = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
+        shape = torch.empty_like(self.weight) if bias else None
+        self.register_parameter("bias", None if shape is None else nn.Parameter(shape))
+        self.reset_parameters()
+
+    @property
+    def stretch(self) -> float:
+        """``D / (D − 1)``, the spectral norm at γ = 1."""
+        return self.features / (self.features - 1)
+
+    def reset_parameters(self) -> None:
+        """Go back to γ = 1, β = 0."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Centre x [..., features]."""
+        y = (x - x.mean(-1, keepdim=True)) * (self.stretch * self.weight)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
+        return f"{self.features}, bias={self.bias is not None}"

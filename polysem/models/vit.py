@@ -25,6 +25,8 @@ from polysem.models.attention import attention_layer
 from polysem.models.dropout import check_drop_head
 from polysem.models.embed import PatchLinearEmbed, SincosPositions
 from polysem.models.kinds import choose_mixer
+from polysem.models.lipsformer import PostNormBlock, spectral_init_
+from polysem.models.norms import CenterNorm
 from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
 
@@ -57,6 +59,15 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
     drop_head : "half" or float, optional
         Leave out half of the heads of each image while training, or each head at this rate
         (:class:`~polysem.models.dropout.DropHead`).
+    center_norm : bool
+        Norms are :class:`~polysem.models.norms.CenterNorm` instead of layer norms.
+    post_norm : bool
+        Blocks are :class:`~polysem.models.lipsformer.PostNormBlock`: norms after the sums.
+    weighted_residual : bool
+        What a branch adds is weighted by learned numbers (timm's LayerScale, `init_values`), at
+        first 1 / depth.
+    spectral_init : bool
+        Weights start with spectral norm 1 (:func:`~polysem.models.lipsformer.spectral_init_`).
     weight_init
         timm's; by default each layer keeps its own torch initialisation, as in the official code.
     **options
@@ -68,6 +79,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         If sizes do not fit together, or `positions` is unknown or does not go with an option.
     """
 
+    spectral: bool = False  # so it is while timm builds the model, before there is our head
+
     def __init__(
         self,
         *,
@@ -78,6 +91,10 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         stem: Sequence[int] = (),
         attention: str | Mapping[str, Any] = "softmax",
         drop_head: float | Literal["half"] | None = None,
+        center_norm: bool = False,
+        post_norm: bool = False,
+        weighted_residual: bool = False,
+        spectral_init: bool = False,
         weight_init: str = "reset",
         **options: Any,
     ) -> None:
@@ -86,6 +103,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             raise SpecError(f"unknown positions {positions!r}{hint}; known: {get_args(Positions)}")
         if positions == "attention" and options.get("patch_drop_rate"):
             raise SpecError("patch_drop_rate needs positions='sincos', 'learn' or 'none'")
+        if weighted_residual:
+            options = {"init_values": 1 / options.get("depth", 12), **options}
         (height, width), (patch_y, patch_x) = _pair(img_size), _pair(patch_size)
         grid = (height // patch_y, width // patch_x)
         mixer_type, mixer_options = choose_mixer(attention)
@@ -98,7 +117,7 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             qkv_bias=layers.biases,
             proj_bias=layers.biases,
             weight_init=weight_init,
-            norm_layer=layers.norm,
+            norm_layer=partial(CenterNorm, bias=layers.biases) if center_norm else layers.norm,
             act_layer=layers.act,
             mlp_layer=layers.mlp,
             attn_layer=attention_layer(
@@ -117,11 +136,21 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
                 act=layers.act,
                 stem=tuple(stem),
             ),
+            block_fn=PostNormBlock if post_norm else timm_vit.Block,
             **{"global_pool": "avg", **options},
         )
         self.positions, self.grid, self.make_head = positions, grid, layers.head
         self.sincos = SincosPositions() if positions == "sincos" else None
         self._renew_head()
+        self.spectral = spectral_init
+        if spectral_init:
+            spectral_init_(self)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draw all weights anew, as timm does or with spectral norm 1."""
+        super().init_weights(mode, needs_reset)
+        if self.spectral:
+            spectral_init_(self)
 
     def _renew_head(self) -> None:
         if self.num_classes > 0:

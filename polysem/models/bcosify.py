@@ -38,7 +38,9 @@ from polysem.models.bcosified import (
     InverseNorm,
 )
 from polysem.models.cnn import BcosResNet, SmallResNet
+from polysem.models.dropout import PatchDropout, SpatialDropout
 from polysem.models.embed import PatchLinear, PatchLinearEmbed
+from polysem.models.lipsformer import PostNormBlock
 from polysem.models.vit import VisionTransformer
 
 __all__ = ["BcosifiedResNet", "BcosifiedVit", "bcosify"]
@@ -236,7 +238,8 @@ _KEPT: tuple[type[nn.Module], ...] = (
     nn.Sequential, nn.Identity, nn.Dropout, nn.AvgPool2d, nn.ReLU, SelectAdaptivePool2d,
     nn.AdaptiveAvgPool2d, nn.Flatten, Mlp,
     LayerScale, DropPath, PatchEmbed, PatchLinearEmbed, PatchLinear, InverseNorm, timm_vit.Block,
-    timm_vit.ResPostBlock, timm_vit.PatchDropout, BasicBlock, Bottleneck,
+    timm_vit.ResPostBlock, timm_vit.PatchDropout, BasicBlock, Bottleneck, PostNormBlock,
+    PatchDropout, SpatialDropout, nn.Dropout2d,
 )  # fmt: skip
 #: Activation functions x g(x), by class name (timm and torch each have their own classes).
 _GATES = {"GELU", "GELUTanh", "QuickGELU", "SiLU", "Swish", "Mish", "HardSwish", "Hardswish"}

@@ -6,14 +6,26 @@ nothing in evaluation mode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from timm.layers.patch_dropout import patch_dropout_forward
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from polysem.errors import SpecError
 
-__all__ = ["DropHead", "check_drop_head", "set_drop_head_rate"]
+__all__ = [
+    "DropHead",
+    "PatchDropout",
+    "SpatialDropout",
+    "check_drop_head",
+    "drop_channels",
+    "set_drop_head_rate",
+]
 
 
 class DropHead(nn.Module):
@@ -102,3 +114,126 @@ def set_drop_head_rate(model: nn.Module, rate: float) -> None:
     for module in model.modules():
         if isinstance(module, DropHead) and not module.exactly_half:
             module.rate.fill_(float(value))
+
+
+class SpatialDropout(nn.Module):
+    """Leave out whole features of an image, at all tokens alike, while training.
+
+    What stays is scaled by ``1 / (1 − rate)``. Tompson et al., arXiv 1411.4280, there for maps.
+
+    Parameters
+    ----------
+    rate : float
+        In [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [image, token, feature] without some of the features."""
+        # torch drops the second of three axes
+        return F.dropout1d(x.transpose(1, 2), self.rate, self.training).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
+        return f"{self.rate}"
+
+
+def drop_channels(model: nn.Module, rate: float) -> None:
+    """Let a timm ViT or ResNet leave out whole channels of an image while it learns.
+
+    In a transformer block :class:`SpatialDropout` takes the places of timm's dropout: MLP units,
+    and what MLP and attention write. In a residual block torch's ``Dropout2d`` comes before the
+    last convolution.
+
+    Parameters
+    ----------
+    model : nn.Module
+    rate : float
+        0 changes nothing.
+
+    Raises
+    ------
+    SpecError
+        If the rate is not in [0, 1), or a block has timm's dropout already.
+    """
+    if not rate:
+        return
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+        raise SpecError(f"spatial_drop_rate is {rate!r}; it may be 0 to below 1")
+    for module in model.modules():
+        if isinstance(module, Block):
+            places = ((module.attn, "proj_drop"), (module.mlp, "drop1"), (module.mlp, "drop2"))
+            for part, name in places:
+                if getattr(part, name).p:
+                    raise SpecError("give spatial_drop_rate or proj_drop_rate, not both")
+                setattr(part, name, SpatialDropout(rate))
+        elif isinstance(module, (BasicBlock, Bottleneck)):
+            module.drop_block = nn.Dropout2d(rate)
+
+
+class PatchDropout(nn.Module):
+    """Leave out patches of each image while training (arXiv 2208.07220, 2212.00794).
+
+    The tokens that stay are drawn evenly without replacement, stand in random order (timm's) and
+    are not rescaled; at least one stays.
+
+    Parameters
+    ----------
+    rate : float or (float, float)
+        Part of the patches that is left out, in [0, 1); of two, one between them is drawn for each
+        batch (the paper's regularising variant: 0 to 0.5).
+    n_prefix_tokens : int
+        Tokens before the patches, which stay.
+
+    Raises
+    ------
+    SpecError
+        If a rate is outside [0, 1), or the second is below the first.
+    """
+
+    def __init__(self, rate: float | Sequence[float], n_prefix_tokens: int = 0) -> None:
+        super().__init__()
+        self.n_prefix_tokens = n_prefix_tokens
+        low, high = (rate, rate) if isinstance(rate, (int, float)) else rate
+        if not 0 <= low <= high < 1:
+            raise SpecError(
+                f"patch_drop_rate is {rate!r}; it may be one rate from 0 to below 1, or two that "
+                "rise"
+            )
+        self.low, self.high = float(low), float(high)
+
+    def keep(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of x [image, token, d_model] that stay, and their numbers.
+
+        Returns
+        -------
+        tokens : Tensor
+            [image, kept, d_model], prefix tokens first.
+        kept : Tensor or None
+            Numbers of the patches [image, kept]; None if all stay, in their order.
+        """
+        n_patches, rate = x.shape[1] - self.n_prefix_tokens, self._rate()
+        # 100 patches at a rate of 0.9 leave 9.999…; a part of a patch is rounded down as in timm
+        n_kept = max(1, int(n_patches * (1 - rate) + 1e-6))
+        if not self.training or n_kept == n_patches:
+            return x, None
+        exact = 1 - (n_kept + 0.5) / n_patches  # at which timm keeps just so many
+        tokens, kept = patch_dropout_forward(x, exact, self.n_prefix_tokens, False, True)
+        return tokens, kept
+
+    def _rate(self) -> float:
+        if not self.training or self.low == self.high:
+            return self.low
+        # from the CPU's generator: the number of tokens has to be known here anyway
+        return self.low + (self.high - self.low) * float(torch.rand(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens that stay."""
+        return self.keep(x)[0]
+
+    def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
+        return f"{self.low}" if self.low == self.high else f"{self.low}…{self.high}"

@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from polysem.errors import SpecError, did_you_mean
+from polysem.models.attn_scale import AttnScale
+from polysem.models.cosine import Cosine
+from polysem.models.manhattan import Manhattan
 from polysem.models.mixers import Softmax
+from polysem.models.sata import Sata
 
 __all__ = ["MIXERS", "choose_mixer"]
 
 #: Kinds of attention by the names that models and recipes use.
-MIXERS: dict[str, type[Softmax]] = {"softmax": Softmax}
+MIXERS: dict[str, type[Softmax]] = {
+    "softmax": Softmax,
+    "sata": Sata,
+    "attn_scale": AttnScale,
+    "manhattan": Manhattan,
+    "cosine": Cosine,
+}
 
-_GIVEN_BY_THE_LAYER = {"n_heads", "grid", "device", "dtype"}
+_GIVEN_BY_THE_LAYER = {"grid", "n_prefix_tokens", "device", "dtype"}
 
 
 def choose_mixer(attention: str | Mapping[str, Any]) -> tuple[type[Softmax], dict[str, Any]]:
@@ -43,8 +53,8 @@ def choose_mixer(attention: str | Mapping[str, Any]) -> tuple[type[Softmax], dic
     mixer = MIXERS[kind]
     allowed = [
         name
-        for name in inspect.signature(mixer.__init__).parameters
-        if name not in ("self", *_GIVEN_BY_THE_LAYER)
+        for name, parameter in inspect.signature(mixer).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in _GIVEN_BY_THE_LAYER
     ]
     for name in options:
         if name not in allowed:

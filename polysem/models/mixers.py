@@ -21,29 +21,38 @@ class Softmax(nn.Module):
 
     Parameters
     ----------
-    n_heads : int
+    n_heads, d_head : int
     grid : (int, int), optional
         Rows and columns of patches in training, for mixers that know where tokens are.
+    n_prefix_tokens : int
+        Tokens before the patches, for these too.
     device, dtype
         Of the parameters, if there are any.
     """
 
-    #: Whether the patches may be any part of the grid, in any order (PatchDropout).
-    any_patches: bool = True
+    #: Whether the pattern is nothing but the softmax of the scores.
+    is_softmax: bool = True
+    #: Whether it needs every patch of the grid in its place, so that none can be left out.
+    needs_grid: bool = False
+    #: Whether something may be added to its logits: masks, positions.
+    takes_bias: bool = True
 
     def __init__(
         self,
         n_heads: int,
+        d_head: int,
         *,
         grid: tuple[int, int] | None = None,
+        n_prefix_tokens: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.n_heads = n_heads
+        self.n_heads, self.d_head = n_heads, d_head
+        self.grid, self.n_prefix_tokens = grid, n_prefix_tokens
 
     def bias(self, n_tokens: int) -> Tensor | None:
-        """Return what this mixer adds to the logits [head, query, key], or None if nothing."""
+        """Return what it adds to the logits itself, [head, query, key], or None if nothing."""
         return None
 
     def scores(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

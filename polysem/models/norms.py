@@ -174,6 +174,8 @@ class CenterNorm(nn.Module):
         If there is only one feature, which would be its own mean.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         features: int,
@@ -187,8 +189,7 @@ class CenterNorm(nn.Module):
             raise SpecError(f"CenterNorm needs at least 2 features, got {features}")
         self.features = features
         self.weight = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
-        shape = torch.empty_like(self.weight) if bias else None
-        self.register_parameter("bias", None if shape is None else nn.Parameter(shape))
+        self.bias = nn.Parameter(torch.empty_like(self.weight)) if bias else None
         self.reset_parameters()
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polysem.errors import SpecError, did_you_mean
 from polysem.models.transform import Transform
 
-__all__ = ["classes_in", "create", "evaluation_transform", "is_our_vit", "require_known"]
+__all__ = ["classes_in", "create", "evaluation_transform", "home", "require_known"]
 
 
 def require_known(name: str) -> None:
@@ -33,10 +33,10 @@ def require_known(name: str) -> None:
         raise SpecError(f"{arch} has no pretrained weights tagged {tag!r}{near}")
 
 
-def is_our_vit(name: str) -> bool:
-    """Return whether a known name is a vision transformer of polysem's, with all its options."""
+def home(name: str) -> str:
+    """Return the module that a known model is from, such as ``polysem.models.vit``."""
     module: str = timm.model_entrypoint(name.partition(".")[0]).__module__
-    return module == "polysem.models.vit"
+    return module
 
 
 def create(arch: str, model_args: Mapping[str, Any]) -> nn.Module:

@@ -25,16 +25,17 @@ from timm.layers import Attention, Mlp  # noqa: E402
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer  # noqa: E402
 
 from polysem.models.lipsformer import PostNormBlock  # noqa: E402
-from polysem.models.mixers import Softmax  # noqa: E402
+from polysem.models.scores import (  # noqa: E402
+    attention_bias,
+    attention_pattern,
+    attention_read,
+    attention_scores,
+)
 
 __all__ = [
     "BOUNDED_BELOW",
     "Point",
     "Tap",
-    "attention_bias",
-    "attention_pattern",
-    "attention_read",
-    "attention_scores",
     "input_tap",
     "output_tap",
     "tapped",
@@ -206,46 +207,6 @@ def _attention_taps(prefix: str, attn: nn.Module) -> dict[str, Tap]:
     return {f"{prefix}.hook_{site}": Tap(site != "pattern", attach) for site in sites}
 
 
-def attention_bias(attn: Any, n_tokens: int) -> Tensor | None:
-    """Return what an attention layer adds to its logits [head, query, key], if anything."""
-    if not hasattr(attn, "attention_bias"):
-        return None
-    bias: Tensor | None = attn.attention_bias(n_tokens)
-    return bias
-
-
-def attention_scores(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Return attention logits [image, head, query, key] of queries and keys.
-
-    Parameters
-    ----------
-    attn : nn.Module
-        A timm attention layer.
-    q, k : Tensor
-        [image, head, token, d_head].
-    bias : Tensor or None
-        From `attention_bias`.
-    """
-    mixer = getattr(attn, "mixer", None)
-    if isinstance(mixer, Softmax):
-        return mixer.scores(q, k, bias)
-    scale = q.shape[-1] ** -0.5 if attn.fused_attn else attn.scale
-    scores: Tensor = (q * scale) @ k.transpose(-2, -1)
-    return scores if bias is None else scores + bias
-
-
-def attention_pattern(attn: Any, scores: Tensor) -> Tensor:
-    """Return the pattern [image, head, query, key] that a layer makes of its logits."""
-    mixer = getattr(attn, "mixer", None)
-    return mixer.pattern(scores) if isinstance(mixer, Softmax) else scores.softmax(dim=-1)
-
-
-def attention_read(attn: Any, pattern: Tensor, v: Tensor) -> Tensor:
-    """Return what the heads write [image, head, query, d_head] of a pattern and values."""
-    mixer = getattr(attn, "mixer", None)
-    return mixer.read(pattern, v) if isinstance(mixer, Softmax) else pattern @ v
-
-
 class _AttentionTap:
     """The six sites of one attention layer during one forward pass.
 
@@ -260,11 +221,14 @@ class _AttentionTap:
         self.points = {n[part:]: p for n, p in points.items() if n.startswith(f"{prefix}.hook_")}
         self.patterned = "attn_scores" in self.points or "pattern" in self.points
         self.seen: dict[str, Tensor] = {}  # [image, head, token, d_head], kept for the scores
+        self.bias: Tensor | None = None
 
     def handles(self) -> list[RemovableHandle]:
         """Set the torch hooks that the wanted sites need."""
         attn = self.attn
         handles = []
+        if self.patterned:
+            handles.append(attn.register_forward_pre_hook(self._note_bias, with_kwargs=True))
         if "q" in self.points or self.patterned:
             handles.append(attn.q_norm.register_forward_hook(partial(self._show, "q")))
         if "k" in self.points or self.patterned:
@@ -275,6 +239,10 @@ class _AttentionTap:
             before_proj = getattr(attn, "norm", attn.proj)
             handles.append(before_proj.register_forward_pre_hook(self._show_z))
         return handles
+
+    def _note_bias(self, _module: nn.Module, inputs: tuple[Any, ...], named: Any) -> None:
+        """Keep what this pass adds to the logits: positions, and any mask."""
+        self.bias = attention_bias(self.attn, inputs[0].shape[1], *inputs[1:], **named)
 
     def _show(self, site: str, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
         tokens_first = output.transpose(1, 2)
@@ -303,7 +271,7 @@ class _AttentionTap:
     def _through_pattern(self, z: Tensor) -> Tensor:
         """Show scores and pattern; return z, computed from them if either was edited."""
         q, k, v = (self.seen.pop(site) for site in "qkv")
-        bias = attention_bias(self.attn, q.shape[2])
+        bias, self.bias = self.bias, None
         with _counting_changes():
             scores = attention_scores(self.attn, q, k, bias)
         scores, changed = self._ask_whether_changed("attn_scores", scores)

@@ -17,15 +17,21 @@ from typing import Any, Literal, get_args
 
 import timm.models.vision_transformer as timm_vit
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    register_model,
+)
 from torch import Tensor, nn
 
 from polysem.errors import SpecError, did_you_mean
-from polysem.models.attention import attention_layer
-from polysem.models.dropout import check_drop_head
+from polysem.models.attention import Kept, attention_layer
+from polysem.models.dropout import PatchDropout, check_drop_head, drop_channels
 from polysem.models.embed import PatchLinearEmbed, SincosPositions
 from polysem.models.kinds import choose_mixer
 from polysem.models.lipsformer import PostNormBlock, spectral_init_
+from polysem.models.mixers import Softmax
 from polysem.models.norms import CenterNorm
 from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
@@ -48,7 +54,7 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
     img_size, patch_size : int or (int, int)
         In pixels; the image must divide into patches.
     positions : {"attention", "sincos", "learn", "none"}
-        In the attention logits (:class:`~polysem.models.attention.PositionBias`); added to the
+        In the attention logits (:class:`~polysem.models.positions.PositionBias`); added to the
         tokens, fixed (:func:`~polysem.models.embed.sincos_positions`) or learned (timm's); or
         nowhere. Added positions are a bias, which ``Σ W(x) x`` of a B-cos model misses.
     stem : sequence of int
@@ -59,6 +65,12 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
     drop_head : "half" or float, optional
         Leave out half of the heads of each image while training, or each head at this rate
         (:class:`~polysem.models.dropout.DropHead`).
+    feat_scale : bool
+        Whether :class:`~polysem.models.attn_scale.FeatScale` follows each attention.
+    spatial_drop_rate : float
+        See :func:`~polysem.models.dropout.drop_channels`.
+    patch_drop_rate : float or (float, float)
+        See :class:`~polysem.models.dropout.PatchDropout`.
     center_norm : bool
         Norms are :class:`~polysem.models.norms.CenterNorm` instead of layer norms.
     post_norm : bool
@@ -91,6 +103,9 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         stem: Sequence[int] = (),
         attention: str | Mapping[str, Any] = "softmax",
         drop_head: float | Literal["half"] | None = None,
+        feat_scale: bool = False,
+        spatial_drop_rate: float = 0.0,
+        patch_drop_rate: float | Sequence[float] = 0.0,
         center_norm: bool = False,
         post_norm: bool = False,
         weighted_residual: bool = False,
@@ -101,8 +116,9 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         if positions not in get_args(Positions):
             hint = did_you_mean(positions, get_args(Positions))
             raise SpecError(f"unknown positions {positions!r}{hint}; known: {get_args(Positions)}")
-        if positions == "attention" and options.get("patch_drop_rate"):
-            raise SpecError("patch_drop_rate needs positions='sincos', 'learn' or 'none'")
+        n_prefix_tokens = options.get("reg_tokens", 0)
+        if n_prefix_tokens and positions != "learn":
+            raise SpecError("register tokens (reg_tokens) need positions='learn'")
         if weighted_residual:
             options = {"init_values": 1 / options.get("depth", 12), **options}
         (height, width), (patch_y, patch_x) = _pair(img_size), _pair(patch_size)
@@ -124,7 +140,12 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
                 layers.attention,  # type: ignore[arg-type]
                 grid=grid if positions == "attention" else None,
                 mixer_type=mixer_type,  # type: ignore[arg-type]
-                mixer_options=(("grid", grid), *mixer_options.items()),
+                mixer_options=(
+                    ("grid", grid),
+                    ("n_prefix_tokens", n_prefix_tokens),
+                    *mixer_options.items(),
+                ),
+                has_feat_scale=bool(feat_scale),
                 drop_head_rate=None if drop_head is None else check_drop_head(drop_head),
                 **layers.attention_options,
             ),
@@ -136,12 +157,19 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
                 act=layers.act,
                 stem=tuple(stem),
             ),
-            block_fn=PostNormBlock if post_norm else timm_vit.Block,
-            **{"global_pool": "avg", **options},
+            **{
+                "global_pool": "avg",
+                "block_fn": PostNormBlock if post_norm else timm_vit.Block,
+                **options,
+            },
         )
         self.positions, self.grid, self.make_head = positions, grid, layers.head
         self.sincos = SincosPositions() if positions == "sincos" else None
         self._renew_head()
+        drop_channels(self, spatial_drop_rate)
+        if patch_drop_rate:
+            self.patch_drop = PatchDropout(patch_drop_rate, n_prefix_tokens)
+        self._check_mixing(attention, leaves_out=bool(patch_drop_rate))
         self.spectral = spectral_init
         if spectral_init:
             spectral_init_(self)
@@ -151,6 +179,20 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         super().init_weights(mode, needs_reset)
         if self.spectral:
             spectral_init_(self)
+
+    def _check_mixing(self, attention: str | Mapping[str, Any], *, leaves_out: bool) -> None:
+        """Refuse what this kind of attention cannot do."""
+        for mixer in (module for module in self.modules() if isinstance(module, Softmax)):
+            if mixer.needs_grid and leaves_out:
+                raise SpecError(
+                    f"attention {attention!r} needs every patch in its place: patch_drop_rate must "
+                    "be 0"
+                )
+            if not mixer.takes_bias and self.positions == "attention":
+                raise SpecError(
+                    f"attention {attention!r} takes nothing in its logits: positions must be "
+                    "'sincos', 'learn' or 'none'"
+                )
 
     def _renew_head(self) -> None:
         if self.num_classes > 0:
@@ -171,6 +213,33 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             name for name, _ in self.named_parameters() if name.endswith("position_bias.table")
         }
         return {"pos_embed", *tables}
+
+    def forward_features(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the normalised tokens [image, token, d_model] of images; masks as in timm.
+
+        Raises
+        ------
+        SpecError
+            If there is a mask for tokens of which some are left out.
+        """
+        drops = self.training and isinstance(self.patch_drop, PatchDropout)
+        if not drops or self.positions != "attention":
+            features: Tensor = super().forward_features(x, attn_mask, is_causal)
+            return features
+        if attn_mask is not None or is_causal:
+            raise SpecError("masks are for all tokens: patch_drop_rate must be 0")
+        x = self._pos_embed(self.patch_embed(x))
+        n_patches = x.shape[1]
+        x, patches = self.patch_drop.keep(x)
+        kept = None if patches is None else Kept(patches, n_patches)
+        x = self.norm_pre(x)
+        for block in self.blocks:
+            run = partial(checkpoint, block) if self.grad_checkpointing else block
+            x = run(x, kept)
+        normalised: Tensor = self.norm(x)
+        return normalised
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Turn patches [image, y, x, d_model] into tokens, with positions if these are added."""

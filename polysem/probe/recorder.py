@@ -16,7 +16,7 @@ from polysem.data.dataset import ImageData
 from polysem.errors import DataError, SpecError
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
-from polysem.models.taps import attention_bias, attention_scores
+from polysem.models.scores import attention_bias, attention_scores, pattern_logits
 from polysem.probe import describe
 from polysem.probe.accumulators import image_hash, rank_error
 from polysem.probe.batches import Decoded
@@ -219,7 +219,7 @@ class Recorder:
         bias = attention_bias(attn, n_tokens)
         size = images_at_a_time(n_heads, n_tokens)
         scores = (
-            attention_scores(attn, some_q, some_k, bias)
+            pattern_logits(attn, attention_scores(attn, some_q, some_k, bias))
             for some_q, some_k in zip(q.split(size), k.split(size), strict=True)
         )
         values = pattern_statistics(scores, self._distances, prefix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from polysem.errors import RecipeError, SpecError
 from polysem.models.bcos import BcosConv2d, BcosLinear
 from polysem.models.bcosified import advance
 from polysem.models.dropout import set_drop_head_rate
-from polysem.models.registry import create, is_our_vit, require_known
+from polysem.models.registry import create, home, require_known
 from polysem.train.losses import LOSSES, Loss
 from polysem.train.recipe import Clip, Model, Optimiser, Recipe
 from polysem.train.schedules import drop_head_rate
@@ -67,29 +67,74 @@ def with_methods(recipe: Recipe) -> Model:
     Raises
     ------
     RecipeError
-        If the model does not have a method, or it is given in ``model.args`` as well.
+        If the model does not have a method, two do not go together, or one is given in
+        ``model.args`` as well.
     """
-    args = _method_args(recipe)
-    for key, name, _ in args:
-        if name in recipe.model.args:
-            raise RecipeError(f"{key} and model.args.{name} say the same; keep {key}")
-        if not is_our_vit(recipe.model.name):
+    name = recipe.model.name
+    more: dict[str, Any] = {}
+    _check_together(recipe)
+    for key, argument, value, homes in _method_args(recipe):
+        if argument in recipe.model.args:
+            raise RecipeError(f"{key} and model.args.{argument} say the same; keep {key}")
+        if home(name) not in homes:
             raise RecipeError(
-                f"{key} needs a vision transformer of polysem's, such as "
-                f"vitc_tiny_patch4_gap_32; model.name is {recipe.model.name!r}"
+                f"{key} is not for {name!r}: it needs a model of {' or '.join(homes.values())}"
             )
-    more = {name: value for _, name, value in args}
+        more[argument] = value
     return recipe.model.model_copy(update={"args": {**recipe.model.args, **more}})
 
 
-def _method_args(recipe: Recipe) -> list[tuple[str, str, Any]]:
-    """Return key of the recipe, argument of the model and its value."""
-    args: list[tuple[str, str, Any]] = []
-    heads = recipe.drop_head
-    if heads is not None:
+_OUR_VIT = {"polysem.models.vit": "polysem's vision transformers (vitc_tiny_patch4_gap_32, …)"}
+_OUR_CNN = {"polysem.models.cnn": "polysem's residual networks (bcos_resnet20_32, …)"}
+_TIMM_VIT = {"timm.models.vision_transformer": "timm's vision transformers"}
+
+
+def _method_args(recipe: Recipe) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
+    """Give key of the recipe, argument of the model, its value, and which models have it."""
+    if recipe.attention is not None:
+        attention = {"kind": recipe.attention.kind, **recipe.attention.options()}
+        yield "attention", "attention", attention, _OUR_VIT
+    if recipe.feat_scale:
+        yield "feat_scale", "feat_scale", True, _OUR_VIT
+    if (heads := recipe.drop_head) is not None:
         rate = {"half": "half", "bernoulli": heads.p, "scheduled": heads.p_start}[heads.mode]
-        args.append(("drop_head", "drop_head", rate))
-    return args
+        yield "drop_head", "drop_head", rate, _OUR_VIT
+    if (drop := recipe.dropout) is not None:
+        rates = {
+            "hidden": ("proj_drop_rate", drop.hidden),
+            "attention": ("attn_drop_rate", drop.attention),
+            "tokens": ("pos_drop_rate", drop.tokens),
+            "head": ("drop_rate", drop.head),
+        }
+        for key, (argument, rate) in rates.items():
+            if rate:
+                homes = {**_OUR_VIT, **_TIMM_VIT, **(_OUR_CNN if key == "head" else {})}
+                yield f"dropout.{key}", argument, rate, homes
+    if recipe.spatial_dropout:
+        homes = {**_OUR_VIT, **_OUR_CNN}
+        yield "spatial_dropout", "spatial_drop_rate", recipe.spatial_dropout, homes
+    if (patches := recipe.patch_dropout) is not None:
+        homes = {**_OUR_VIT, **({} if isinstance(patches.keep, tuple) else _TIMM_VIT)}
+        yield "patch_dropout", "patch_drop_rate", patches.rate(), homes
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Refuse methods that exclude each other."""
+    manhattan = recipe.attention is not None and recipe.attention.kind == "manhattan"
+    if manhattan and recipe.patch_dropout is not None:
+        raise RecipeError(
+            "patch_dropout does not go with attention.kind 'manhattan', which needs every patch in "
+            "its place; allowed with it: softmax, sata, attn_scale"
+        )
+    positions = recipe.model.args.get("positions", "attention")
+    decomposed = recipe.attention is not None and recipe.attention.decomposed
+    if decomposed and positions == "attention":
+        raise RecipeError(
+            "attention.decomposed takes no positions in the logits; model.args.positions may be "
+            "sincos, learn or none"
+        )
+    if recipe.spatial_dropout and recipe.dropout is not None and recipe.dropout.hidden:
+        raise RecipeError("spatial_dropout and dropout.hidden act in the same places; give one")
 
 
 def follow_steps(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from polysem.train.section import BelowOne, Section
+from polysem.train.section import BelowOne, Positive, PositiveOrZero, Section
 
-__all__ = ["DropHead"]
+__all__ = ["Attention", "DropHead", "Dropout", "PatchDropout"]
 
 
 class DropHead(Section):
@@ -33,3 +33,63 @@ class DropHead(Section):
             found = " and ".join(given) or "none"
             raise ValueError(f"mode {self.mode!r} takes {wanted}; got {found}")
         return self
+
+
+class Dropout(Section):
+    """Rates of timm's dropout: MLP units and what branches write, patterns, tokens, the head."""
+
+    hidden: BelowOne = 0.0
+    attention: BelowOne = 0.0
+    tokens: BelowOne = 0.0
+    head: BelowOne = 0.0
+
+
+class PatchDropout(Section):
+    """The part of the patches that stays while training: one number, or drawn between two."""
+
+    keep: float | tuple[float, float]
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _parts(cls, keep: Any) -> Any:
+        parts = keep if isinstance(keep, (list, tuple)) and len(keep) == 2 else [keep]
+        numbers = all(isinstance(p, (int, float)) and not isinstance(p, bool) for p in parts)
+        if not numbers or not 0 < parts[0] <= parts[-1] <= 1:
+            raise ValueError("it takes one number above 0 up to 1, or two that rise")
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
+    def rate(self) -> float | list[float]:
+        """Return the part that goes, or the least and the most of it."""
+        if isinstance(self.keep, tuple):
+            return [1 - self.keep[1], 1 - self.keep[0]]
+        return 1 - self.keep
+
+
+class Attention(Section):
+    """How tokens attend to each other; a key below belongs to one kind and has its default."""
+
+    kind: Literal["softmax", "sata", "attn_scale", "manhattan"]
+    threshold: BelowOne | None = None
+    strength: float | None = None
+    start: Positive | None = None
+    spread: PositiveOrZero | None = None
+    decomposed: bool | None = None
+    local: bool | None = None
+
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> Attention:
+        takes = {
+            "sata": ("threshold", "strength"),
+            "manhattan": ("start", "spread", "decomposed", "local"),
+        }.get(self.kind, ())
+        wrong = sorted(self.options().keys() - set(takes))
+        if wrong:
+            raise ValueError(
+                f"kind {self.kind!r} takes {', '.join(takes) or 'no other key'}; "
+                f"got {', '.join(wrong)}"
+            )
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Return what is given beside the kind."""
+        return self.model_dump(exclude={"kind"}, exclude_none=True)

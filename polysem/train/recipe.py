@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polysem.errors import MissingError, RecipeError, did_you_mean
-from polysem.train.methods import DropHead
+from polysem.train.methods import Attention, DropHead, Dropout, PatchDropout
 from polysem.train.section import BelowOne as _BelowOne
 from polysem.train.section import Count as _Count
 from polysem.train.section import CountOrZero as _CountOrZero
@@ -126,8 +126,8 @@ class Recipe(_Section):
     ----------
     model, data, optimiser, schedule, augment : section
         See the class of each.
-    drop_head : section or None
-        Heads left out while training.
+    attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout
+        Methods that live in the model, see `polysem.train.methods`; off by default.
     loss : str
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
         B-cos models, cross-entropy for all others.
@@ -155,7 +155,12 @@ class Recipe(_Section):
     optimiser: Optimiser
     schedule: Schedule
     augment: Augment = Augment()
+    attention: Attention | None = None
+    feat_scale: bool = False
     drop_head: DropHead | None = None
+    dropout: Dropout | None = None
+    spatial_dropout: _BelowOne = 0.0
+    patch_dropout: PatchDropout | None = None
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     batch_size: _Count = 128
     seed: _CountOrZero = 0

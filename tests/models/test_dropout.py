@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polysem.errors import SpecError
-from polysem.models.attention import BcosAttention, PositionAttention, attention_layer
+from polysem.models.attention import BcosAttention, Kept, PositionAttention, attention_layer
 from polysem.models.bcos import explanation_mode, logit_bias
-from polysem.models.dropout import DropHead, set_drop_head_rate
+from polysem.models.dropout import (
+    DropHead,
+    PatchDropout,
+    SpatialDropout,
+    drop_channels,
+    set_drop_head_rate,
+)
+from polysem.models.hooked import HookedVisionModel
 
 TWINS = ("vitc_micro_patch4_gap_32", "bcos_vitc_micro_patch4_32")
 
@@ -174,3 +181,165 @@ def test_a_changed_rate_compiles_nothing_anew() -> None:
         set_drop_head_rate(drop, rate)
         assert bool((compiled(z) == 1).all()) is (rate == 0.0)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_features_go_at_all_tokens_or_none(rate: float) -> None:
+    torch.manual_seed(0)
+    drop, x = SpatialDropout(rate), torch.randn(50, 7, 11, dtype=torch.float64)
+    assert torch.equal(drop.eval()(x), x)
+    out = drop.train()(x)
+    gone = (out == 0).all(1)
+    assert torch.equal(out.transpose(1, 2)[gone], torch.zeros(int(gone.sum()), 7).double())
+    scaled = x.transpose(1, 2)[~gone] / (1 - rate)
+    torch.testing.assert_close(out.transpose(1, 2)[~gone], scaled, rtol=0, atol=1e-12)
+    assert abs(gone.double().mean().item() - rate) < 0.05
+    if rate == 0:
+        assert torch.equal(out, x)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_channels_take_the_places_of_timm_s_dropout(name: str) -> None:
+    model, plain = vit(name, spatial_drop_rate=0.3), vit(name)
+    places = [key for key, m in model.named_modules() if isinstance(m, SpatialDropout)]
+    assert places == [
+        f"blocks.{block}.{part}"
+        for block in range(2)
+        for part in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")
+    ]
+    x = images(model)
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    units: list[Tensor] = []
+    handle = model.blocks[1].mlp.fc2.register_forward_pre_hook(lambda _, i: units.append(i[0]))
+    model.train()(x)
+    handle.remove()
+    gone = (units[0] == 0).all(1)
+    assert gone.any() and torch.equal((units[0] == 0).any(1), gone)
+    hooked = HookedVisionModel(model.eval())  # drop1 and drop2 are not what sites hang on
+    assert torch.equal(hooked(x), plain(x))
+
+
+@pytest.mark.parametrize("name", ["resnet20_32", "bcos_resnet20_32", "bcos_resnet18"])
+def test_maps_of_residual_networks_go_as_a_whole(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, spatial_drop_rate=0.4)
+    torch.manual_seed(0)
+    plain = timm.create_model(name, num_classes=3)
+    x = torch.rand(2, 6 if "bcos" in name else 3, 32, 32)
+    block = model.layer2[0]
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    maps: list[Tensor] = []
+    handle = block.drop_block.register_forward_hook(lambda _, __, output: maps.append(output))
+    model.train()(x)
+    handle.remove()
+    assert maps[0].ndim == 4
+    gone = (maps[0] == 0).all((2, 3))
+    assert 0.1 < gone.float().mean() < 0.7
+    drop_channels(plain, 0.0)
+    assert "Dropout2d" not in repr(plain)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("rate", [0.5, 0.9, (0.2, 0.6)])
+def test_the_patches_that_stay_are_some_of_them(rate: Any, prefix: int) -> None:
+    torch.manual_seed(0)
+    drop = PatchDropout(rate, prefix)
+    x = torch.arange(3 * (100 + prefix) * 2.0).view(3, 100 + prefix, 2)
+    assert drop.eval().keep(x) == (x, None)
+    tokens, kept = drop.train().keep(x)
+    assert kept is not None
+    n_kept = kept.shape[1]
+    # timm alone would keep 9 of 100 at a rate of 0.9
+    assert n_kept in ({0.5: [50], 0.9: [10]}.get(rate, range(40, 81)))
+    assert tokens.shape == (3, prefix + n_kept, 2)
+    assert torch.equal(tokens[:, :prefix], x[:, :prefix])
+    for image in range(3):
+        assert kept[image].unique().numel() == n_kept
+        assert torch.equal(tokens[image, prefix:], x[image, prefix + kept[image]])
+    assert kept[0].sort().values.tolist() != kept[1].sort().values.tolist()
+
+
+def test_the_rate_is_drawn_for_each_batch() -> None:
+    torch.manual_seed(0)
+    drop, x = PatchDropout((0.0, 0.5)), torch.rand(1, 40, 3)
+    sizes = {drop(x).shape[1] for _ in range(300)}
+    assert sizes == set(range(20, 40))
+
+
+def test_at_least_one_patch_stays_and_a_rate_of_zero_keeps_all() -> None:
+    x = torch.rand(2, 5, 3)
+    assert PatchDropout(0.99)(x).shape == (2, 1, 3)
+    assert PatchDropout(0.0)(x) is x
+
+
+@pytest.mark.parametrize("positions", ["attention", "sincos", "none", "learn"])
+@pytest.mark.parametrize("name", TWINS)
+def test_kept_patches_know_where_they_are(name: str, positions: str) -> None:
+    """Block outputs are those of the whole picture in which nobody looks at what is left out."""
+    torch.manual_seed(0)
+    model = vit(name, patch_drop_rate=0.7, positions=positions)
+    for key, parameter in model.named_parameters():
+        if key.endswith((".table", "pos_embed")):
+            torch.nn.init.normal_(parameter)
+    x = images(model)
+    plain = vit(name, positions=positions)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+
+    torch.manual_seed(5)
+    features = model.train().forward_features(x)
+    torch.manual_seed(5)
+    _, kept = model.patch_drop.keep(torch.zeros(3, 64, 1))
+    assert kept is not None and features.shape == (3, 19, 128)
+    for image in range(3):
+        seen = torch.zeros(64, dtype=torch.bool)
+        seen[kept[image]] = True
+        whole = plain.forward_features(x[image, None], attn_mask=seen.expand(1, 1, 64, 64))
+        torch.testing.assert_close(features[image], whole[0, kept[image]])
+    # and the network learns from it
+    model(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_patches_are_left_out_with_checkpointed_gradients_too() -> None:
+    model = vit(TWINS[0], patch_drop_rate=0.5).train()
+    x, grads = images(model), []
+    for checkpointed in (False, True):
+        model.set_grad_checkpointing(checkpointed)
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(x).square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_hooks_see_the_bias_of_the_patches_that_stay() -> None:
+    model = vit(TWINS[0], patch_drop_rate=0.75).train()  # 16 of 64, which is a square too
+    torch.nn.init.normal_(model.blocks[1].attn.position_bias.table)
+    hooked = HookedVisionModel(model)
+    torch.manual_seed(0)
+    _, cache = hooked.run_with_cache(images(model))
+    torch.manual_seed(0)
+    _, kept = model.patch_drop.keep(torch.zeros(3, 64, 1))
+    assert kept is not None
+    attn = model.blocks[1].attn
+    q, k, v = (cache[f"blocks.1.attn.hook_{site}"].transpose(1, 2) for site in "qkv")
+    bias = attn.logit_bias(16, Kept(kept, 64))
+    torch.testing.assert_close(
+        cache["blocks.1.attn.hook_pattern"], attn.mixer.scores(q, k, bias).softmax(-1)
+    )
+    z = cache["blocks.1.attn.hook_pattern"] @ v
+    torch.testing.assert_close(cache["blocks.1.attn.hook_z"].transpose(1, 2), z)
+
+
+def test_masks_do_not_go_with_patches_left_out() -> None:
+    model = vit(TWINS[0], patch_drop_rate=0.5).train()
+    with pytest.raises(SpecError, match="masks are for all tokens"):
+        model.forward_features(images(model), attn_mask=torch.ones(64, 64, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, (0.6, 0.2), (0.2, 1.0)])
+def test_other_rates_of_leaving_out_patches_are_refused(rate: Any) -> None:
+    with pytest.raises(SpecError, match="one rate from 0 to below 1, or two that rise"):
+        PatchDropout(rate)

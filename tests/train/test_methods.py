@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,31 @@ MakeRecipe = Callable[..., Recipe]
         ("drop_head", {"mode": "bernoulli"}, ["drop_head", "takes p; got none"]),
         ("drop_head", {"mode": "bernoulli", "p": 1}, ["drop_head.p is 1", "less than 1"]),
         ("drop_head", {"mode": "scheduled", "p": 0.2}, ["takes p_start and p_end; got p"]),
+        ("attention", {"kind": "satta"}, ["did you mean 'sata'", "'attn_scale'", "'manhattan'"]),
+        ("attention", {"treshold": 0.1}, ["'attention.treshold'", "did you mean 'threshold'"]),
+        ("attention", {"threshold": 0.1}, ["'attention.kind' is missing", "kind, threshold"]),
+        (
+            "attention",
+            {"kind": "attn_scale", "threshold": 0.1},
+            ["kind 'attn_scale' takes no other key; got threshold"],
+        ),
+        (
+            "attention",
+            {"kind": "sata", "local": True},
+            ["kind 'sata' takes threshold, strength; got local"],
+        ),
+        ("attention", {"kind": "sata", "threshold": 1}, ["attention.threshold is 1", "less than"]),
+        ("attention", {"kind": "manhattan", "start": 0}, ["attention.start", "greater than 0"]),
+        ("feat_scale", "maybe", ["feat_scale is 'maybe'", "boolean"]),
+        ("dropout", 0.1, ["dropout is 0.1", "hidden, attention, tokens, head"]),
+        ("dropout", {"hidden": 1.2}, ["dropout.hidden is 1.2", "less than 1"]),
+        ("spatial_dropout", True, ["spatial_dropout is True", "not true or false"]),
+        ("patch_dropout", {"keep": 0}, ["patch_dropout.keep is 0", "above 0 up to 1"]),
+        ("patch_dropout", {"keep": [0.9, 0.5]}, ["patch_dropout.keep", "two that rise"]),
+        ("patch_dropout", {"keep": True}, ["patch_dropout.keep is True", "one number"]),
+        ("patch_dropout", {"keep": [0.1, 0.2, 0.3]}, ["patch_dropout.keep", "or two"]),
+        ("patch_dropout", {"keep": "half"}, ["patch_dropout.keep is 'half'", "one number"]),
+        ("patch_dropout", {}, ["'patch_dropout.keep' is missing"]),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(
@@ -65,24 +91,109 @@ def test_heads_are_left_out_of_the_model(
         assert rate == "half" or float(drop.rate) == pytest.approx(rate)
 
 
+VIT = "vit_micro_patch8_gap_64"
+
+
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("changes", "said"),
     [
-        ({"name": "resnet18"}, "drop_head needs a vision transformer of polysem's"),
         (
-            {"name": "vit_micro_patch8_gap_64", "args": {"drop_head": 0.1}},
-            "drop_head and model.args.drop_head say the same",
+            {"drop_head": {}, "model": {"name": "resnet18"}},
+            r"drop_head is not for 'resnet18'.*polysem's",
+        ),
+        (
+            {"drop_head": {}, "model": {"name": VIT, "args": {"drop_head": 0.1}}},
+            r"drop_head and model\.args\.drop_head say the same",
+        ),
+        (
+            {"attention": {"kind": "sata"}, "model": {"name": "vit_tiny_patch16_224"}},
+            "attention is",
+        ),
+        ({"spatial_dropout": 0.1, "model": {"name": "resnet18"}}, "spatial_dropout is not for"),
+        ({"dropout": {"hidden": 0.1}, "model": {"name": "resnet20_32"}}, r"dropout\.hidden is not"),
+        (
+            {"patch_dropout": {"keep": (0.5, 1)}, "model": {"name": "vit_tiny_patch16_224"}},
+            "patch_dropout is not for",
+        ),
+        (
+            {"patch_dropout": {"keep": 0.5}, "attention": {"kind": "manhattan"}},
+            "patch_dropout does not go with attention.kind 'manhattan'.*allowed.*softmax, sata",
+        ),
+        (
+            {"attention": {"kind": "manhattan", "decomposed": True}},
+            r"attention\.decomposed.*model\.args\.positions may be sincos, learn or none",
+        ),
+        (
+            {"spatial_dropout": 0.1, "dropout": {"hidden": 0.1}},
+            r"spatial_dropout and dropout\.hidden.*give one",
         ),
     ],
 )
-def test_a_model_that_does_not_go_with_a_method(
-    tiny_recipe: MakeRecipe, model: dict[str, Any], said: str
+def test_what_does_not_go_together_is_refused_before_any_work(
+    tiny_recipe: MakeRecipe, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    recipe = tiny_recipe({"drop_head": {}}).model_copy(
-        update={"model": tiny_recipe().model.model_copy(update=model)}
-    )
+    recipe = tiny_recipe({**changes, "data": {"train": "nowhere"}})
     with pytest.raises(RecipeError, match=said):
-        with_methods(recipe)
+        train(recipe, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+EVERYTHING: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"attention": {"kind": "softmax"}}, {"attention": {"kind": "softmax"}}),
+    (
+        {"attention": {"kind": "sata", "threshold": 0.2, "strength": 0.3}},
+        {"attention": {"kind": "sata", "threshold": 0.2, "strength": 0.3}},
+    ),
+    ({"attention": {"kind": "attn_scale"}}, {"attention": {"kind": "attn_scale"}}),
+    (
+        {"attention": {"kind": "manhattan", "start": 3, "spread": 2, "local": True}},
+        {"attention": {"kind": "manhattan", "start": 3.0, "spread": 2.0, "local": True}},
+    ),
+    ({"feat_scale": True}, {"feat_scale": True}),
+    (
+        {"dropout": {"hidden": 0.1, "attention": 0.2, "tokens": 0.3, "head": 0.4}},
+        {
+            "proj_drop_rate": 0.1,
+            "attn_drop_rate": 0.2,
+            "pos_drop_rate": 0.3,
+            "drop_rate": 0.4,
+        },
+    ),
+    ({"spatial_dropout": 0.1}, {"spatial_drop_rate": 0.1}),
+    ({"patch_dropout": {"keep": 0.75}}, {"patch_drop_rate": 0.25}),
+    ({"patch_dropout": {"keep": [0.5, 1]}}, {"patch_drop_rate": [0.0, 0.5]}),
+]
+
+
+@pytest.mark.parametrize("changes", EVERYTHING, ids=lambda pair: "-".join(pair[0]))
+@pytest.mark.parametrize("bcos", [False, True])
+def test_each_key_becomes_arguments_of_the_model(
+    tiny_recipe: MakeRecipe, bcos: bool, changes: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    recipe = tiny_recipe(changes[0], bcos=bcos)
+    assert parse_recipe(json.loads(json.dumps(recipe_to_dict(recipe)))) == recipe
+    args = with_methods(recipe).args
+    assert {**recipe.model.args, **changes[1]} == args
+    model = build_model(with_methods(recipe), n_classes=3).train()
+    assert model(torch.rand(2, 6 if bcos else 3, 64, 64)).shape == (2, 3)
+
+
+def test_plain_recipes_are_left_alone(tiny_recipe: MakeRecipe) -> None:
+    assert with_methods(tiny_recipe()) == tiny_recipe().model
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit_tiny_patch16_224", {"dropout": {"hidden": 0.1}, "patch_dropout": {"keep": 0.5}}),
+        ("bcos_resnet20_32", {"spatial_dropout": 0.2, "dropout": {"head": 0.1}}),
+    ],
+)
+def test_other_models_take_what_they_have(
+    tiny_recipe: MakeRecipe, name: str, changes: dict[str, Any]
+) -> None:
+    recipe = tiny_recipe({**changes, "model": {"name": name, "args": {}}})
+    assert build_model(with_methods(recipe), n_classes=3).training
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
@@ -111,13 +222,19 @@ def test_the_rate_of_dropping_heads_follows_the_steps(tiny_recipe: MakeRecipe, w
 
 
 @pytest.mark.parametrize("bcos", [False, True])
-def test_a_resumed_training_leaves_out_the_same_heads(
+def test_a_resumed_training_leaves_out_the_same(
     tiny_recipe: MakeRecipe, tmp_path: Path, bcos: bool
 ) -> None:
-    recipe = tiny_recipe(
-        {"drop_head": {"mode": "scheduled", "p_start": 0.5, "p_end": 0.5}, "snapshots": 0},
-        bcos=bcos,
-    )
+    everything = {
+        "drop_head": {"mode": "scheduled", "p_start": 0.5, "p_end": 0.5},
+        "attention": {"kind": "attn_scale" if bcos else "sata"},
+        "feat_scale": bcos,
+        "spatial_dropout": 0.1,
+        "dropout": {"attention": 0.1, "tokens": 0.1},
+        "patch_dropout": {"keep": [0.5, 1]},
+        "snapshots": 0,
+    }
+    recipe = tiny_recipe(everything, bcos=bcos)
 
     def stop(progress: Progress) -> None:
         if progress.stage == "train" and progress.done == 7:

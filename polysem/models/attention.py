@@ -94,7 +94,9 @@ class PositionAttention(Attention):  # type: ignore[misc]
         mixing: dict[str, Any] = {**dict(self.mixer_options), **place}
         self.mixer = self.mixer_type(num_heads, self.head_dim, **mixing)
         rate = self.drop_head_rate
-        self.drop_head = nn.Identity() if rate is None else DropHead(num_heads, rate)
+        self.drop_head = (
+            nn.Identity() if rate is None else DropHead(num_heads, rate, device=place["device"])
+        )
         width = options.get("dim_out") or dim
         self.feat_scale = FeatScale(width, **place) if self.has_feat_scale else nn.Identity()
 

@@ -42,6 +42,8 @@ class DropHead(nn.Module):
     rate : float or "half"
         The probability p at which each head is left out (where all would be, one drawn at random
         stays); or exactly half of them, ``⌊H / 2⌋``.
+    device
+        Where the masks are drawn.
 
     Attributes
     ----------
@@ -57,12 +59,18 @@ class DropHead(nn.Module):
 
     rate: Tensor
 
-    def __init__(self, n_heads: int, rate: float | Literal["half"] = "half") -> None:
+    def __init__(
+        self,
+        n_heads: int,
+        rate: float | Literal["half"] = "half",
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         rate = check_drop_head(rate)
         self.n_heads, self.exactly_half = n_heads, rate == "half"
         value = float("nan") if rate == "half" else rate
-        self.register_buffer("rate", torch.tensor(value), persistent=False)
+        self.register_buffer("rate", torch.tensor(value, device=device), persistent=False)
 
     def mask(self, n_images: int) -> Tensor:
         """Draw the factor of each head on each image [image, head]: 0, or H / m."""

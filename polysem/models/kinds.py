@@ -51,15 +51,24 @@ def choose_mixer(attention: str | Mapping[str, Any]) -> tuple[type[Softmax], dic
         near = did_you_mean(kind, MIXERS) if isinstance(kind, str) else ""
         raise SpecError(f"attention is of kind {kind!r}{near}; allowed: {', '.join(MIXERS)}")
     mixer = MIXERS[kind]
-    allowed = [
-        name
+    defaults = {
+        name: parameter.default
         for name, parameter in inspect.signature(mixer).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in _GIVEN_BY_THE_LAYER
-    ]
-    for name in options:
-        if name not in allowed:
+    }
+    for name, value in options.items():
+        if name not in defaults:
             raise SpecError(
-                f"attention of kind {kind!r} has no option {name!r}{did_you_mean(name, allowed)}; "
-                f"it has {', '.join(allowed) or 'none'}"
+                f"attention of kind {kind!r} has no option {name!r}{did_you_mean(name, defaults)}; "
+                f"it has {', '.join(defaults) or 'none'}"
             )
+        _check_type(f"{name} of attention of kind {kind!r}", value, defaults[name])
     return mixer, options
+
+
+def _check_type(what: str, value: object, default: object) -> None:
+    """Refuse what is no number, or no truth value, where the default is one."""
+    yes_or_no = isinstance(default, bool)
+    if isinstance(value, bool) is not yes_or_no or not isinstance(value, (bool, int, float)):
+        wanted = "true or false" if yes_or_no else "a number"
+        raise SpecError(f"{what} is {value!r}; it must be {wanted}")

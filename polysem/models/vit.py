@@ -12,11 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Any, Literal, get_args
 
 import timm.models.vision_transformer as timm_vit
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
@@ -35,6 +33,7 @@ from polysem.models.mixers import Softmax
 from polysem.models.norms import CenterNorm
 from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
+from polysem.models.vit_variants import VARIANTS, variant_args, variant_cfg, variant_name
 
 __all__ = ["VisionTransformer", "official_vit"]
 
@@ -169,6 +168,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         drop_channels(self, spatial_drop_rate)
         if patch_drop_rate:
             self.patch_drop = PatchDropout(patch_drop_rate, n_prefix_tokens)
+        mixers = [module for module in self.modules() if isinstance(module, Softmax)]
+        self.sees_grid = positions == "attention" or any(mixer.needs_grid for mixer in mixers)
         self._check_mixing(attention, leaves_out=bool(patch_drop_rate))
         self.spectral = spectral_init
         if spectral_init:
@@ -243,12 +244,12 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Turn patches [image, y, x, d_model] into tokens, with positions if these are added."""
+        grid = (x.shape[1], x.shape[2])
+        if self.sees_grid and grid != self.grid:
+            self._check_grid(grid)
         if self.pos_embed is not None:
             tokens: Tensor = super()._pos_embed(x)
             return tokens
-        grid = (x.shape[1], x.shape[2])
-        if self.positions == "attention" and grid != self.grid:
-            self._check_grid(grid)
         tokens = x.flatten(1, 2)
         if self.sincos is not None:
             tokens = self.sincos(tokens, grid)
@@ -268,71 +269,15 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-#: Of each size: width, depth and heads.
-_SIZES = {
-    "micro": (128, 8, 4),
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-}
-#: Widths of the stem of a base model that shrinks images by 16, from the official code; stems of
-#: smaller patches are the end of a longer one.
-_BASE_STEM = (64, 128, 128, 256, 256, 512)
-_INPUTS = {4: 32, 8: 64, 16: 224}
-
-
-def _stem(size: str, patch_size: int) -> tuple[int, ...]:
-    """Return the widths of a stem that shrinks images by `patch_size`."""
-    halvings = int(math.log2(patch_size))
-    if size == "base":
-        return tuple(width for width in _BASE_STEM if width >= 512 >> (halvings - 1))
-    width = _SIZES[size][0]
-    return tuple(width >> shift for shift in reversed(range(halvings)))
-
-
-def _name(kind: str, stem: str, size: str, patch_size: int) -> str:
-    if (kind, stem, size, patch_size) == ("standard", "vit", "base", 16):
-        return "vit_base_patch16_relpos_gap_224"  # without the word it is a model of timm's
-    if kind == "bcos":
-        return f"bcos_{stem}_{size}_patch{patch_size}_{_INPUTS[patch_size]}"
-    return f"{stem}_{size}_patch{patch_size}_gap_{_INPUTS[patch_size]}"
-
-
-def _cfg(kind: str, patch_size: int) -> dict[str, Any]:
-    """Return timm's description of the input; the official B-cos evaluation crop at 224 px."""
-    side, bcos = _INPUTS[patch_size], kind == "bcos"
-    return {
-        "input_size": (6 if bcos else 3, side, side),
-        "num_classes": 1000,
-        "crop_pct": 0.875 if side == 224 else 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.0, 0.0, 0.0) if bcos else IMAGENET_DEFAULT_MEAN,
-        "std": (1.0, 1.0, 1.0) if bcos else IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.linear" if bcos else "head",
-    }
-
-
-_VARIANTS: list[tuple[str, str, str, int]]
-_VARIANTS = list(product(("bcos", "standard"), ("vit", "vitc"), _SIZES, _INPUTS))
-
 default_cfgs = generate_default_cfgs(
-    {_name(*variant): _cfg(variant[0], variant[-1]) for variant in _VARIANTS}
+    {variant_name(*variant): variant_cfg(variant[0], variant[-1]) for variant in VARIANTS}
 )
 
 
 def _register(kind: str, stem: str, size: str, patch_size: int) -> None:
     """Add one model to timm's registry and, so that it pickles, to this module."""
-    name, (width, depth, heads) = _name(kind, stem, size, patch_size), _SIZES[size]
-    architecture = {
-        "img_size": _INPUTS[patch_size],
-        "patch_size": patch_size,
-        "embed_dim": width,
-        "depth": depth - 1 if stem == "vitc" else depth,
-        "num_heads": heads,
-        "stem": _stem(size, patch_size) if stem == "vitc" else (),
-        "in_chans": 6 if kind == "bcos" else 3,
-    }
+    name = variant_name(kind, stem, size, patch_size)
+    architecture = variant_args(kind, stem, size, patch_size)
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         exponents = ("b", "max_out") if kind == "bcos" else ()
@@ -358,5 +303,5 @@ def _register(kind: str, stem: str, size: str, patch_size: int) -> None:
 
 _MORE = {"bcos": ", and `b` and `max_out` of every B-cos layer", "standard": ""}
 
-for _variant in _VARIANTS:
+for _variant in VARIANTS:
     _register(*_variant)

@@ -71,7 +71,7 @@ def test_features_are_scaled_as_in_the_paper() -> None:
         for feature in range(3):
             column = x[image, :, feature]
             mean = sum(column.tolist()) / 5
-            low, high = float(scale.low[feature]), float(scale.high[feature])
+            low, high = scale.low[feature].item(), scale.high[feature].item()
             expected[image, :, feature] = (1 + low) * mean + (1 + high) * (column - mean)
     close(scale(x).detach(), expected)
     torch.autograd.gradcheck(scale, x.requires_grad_())

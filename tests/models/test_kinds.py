@@ -29,6 +29,9 @@ def test_kinds_by_name() -> None:
         ({"kind": ["sata"]}, "allowed: softmax"),
         ({"kind": "sata", "treshold": 0.1}, "did you mean 'threshold'.*threshold, strength"),
         ({"kind": "attn_scale", "strength": 1}, "has none"),
+        ({"kind": "sata", "threshold": [0.1]}, r"threshold of .* 'sata' is \[0.1\]; .* a number"),
+        ({"kind": "sata", "strength": True}, "strength of .* 'sata' is True; .* a number"),
+        ({"kind": "manhattan", "local": 1}, "local of .* is 1; it must be true or false"),
         ({"kind": "sata", "n_heads": 3}, "no option 'n_heads'"),
         ({"kind": "sata", "threshold": 1.0}, "threshold of SATA is 1.0; it may be 0 to below 1"),
         ({"kind": "manhattan", "start": 0}, "start=0.*above 0"),
@@ -58,3 +61,13 @@ def test_register_tokens_need_learned_positions() -> None:
     )
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
     assert model.blocks[0].attn.attention_bias(66).shape == (4, 66, 66)
+
+
+@pytest.mark.parametrize("positions", ["none", "learn", "attention"])
+def test_a_grid_of_as_many_patches_is_not_mistaken_for_the_trained_one(positions: str) -> None:
+    model = timm.create_model(
+        "vit_micro_patch4_gap_32", attention="manhattan", positions=positions, depth=1
+    )
+    with pytest.raises(SpecError, match="trained on 8 × 8"):
+        model(torch.rand(1, 3, 16, 64))
+    assert model(torch.rand(1, 3, 16, 16)).shape == (1, 1000)

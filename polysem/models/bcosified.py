@@ -1,10 +1,11 @@
 """Layers of a network on its way from standard to B-cos, for `bcosify`; all keep trained weights.
 
-How far a network has gone is one number, the share s of its :class:`Conversion`. At 0 each layer
-computes what the layer computed that it replaces; at 1 it is a B-cos layer, and the network is one
-matrix W(x). Between the two everything moves in step and without a jump: the exponent B is
-``1 + s (B − 1)``, whatever is added (biases, means that batch norms subtract) counts ``1 − s``, and
-a max-pooling counts ``1 − s`` beside the average-pooling that counts s.
+How far a network has gone is one number, the share s of its
+:class:`~polysem.models.conversion.Conversion`. At 0 each layer computes what the layer computed
+that it replaces; at 1 it is a B-cos layer, and the network is one matrix W(x). Between the two
+everything moves in step and without a jump: the exponent B is ``1 + s (B − 1)``, whatever is added
+(biases, means that batch norms subtract) counts ``1 − s``, and a max-pooling counts ``1 − s``
+beside the average-pooling that counts s.
 
 Weights are not scaled to unit norm as in networks that are B-cos from birth: a response
 ``wᵀx (|wᵀx| / ‖x‖)^(B−1)`` grows with ``‖w‖^B``, and B = 1 is the layer that was trained.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from polysem.errors import SpecError
 from polysem.models.bcos import BcosConv2d, BcosLinear, LogitBias
+from polysem.models.conversion import Conversion, Converted
 from polysem.models.norms import frozen_variance
 from polysem.models.scaling import bcos_scale, vector_norm, wide
 
@@ -34,114 +35,12 @@ __all__ = [
     "BcosifiedLogitBias",
     "BcosifiedPool",
     "BcosifiedQkv",
-    "Conversion",
     "DetachableGate",
     "InverseNorm",
-    "advance",
 ]
 
 
-class Conversion(nn.Module):
-    """How far a network has been converted; its layers share one, which the state dict keeps.
-
-    Parameters
-    ----------
-    share : float
-        From 0, the original function, to 1, a B-cos network. May be set at any time.
-    b : float
-        The exponent at 1.
-
-    Raises
-    ------
-    SpecError
-        If a number is out of its range.
-    """
-
-    def __init__(self, share: float = 0.0, b: float = 2.0) -> None:
-        super().__init__()
-        if not b >= 1:
-            raise SpecError(f"B of a B-cos layer must be at least 1 (1 is linear), got {b}")
-        self.b = b
-        self.share = share
-
-    @property
-    def share(self) -> float:
-        """How much of the conversion is done."""
-        return self._share
-
-    @share.setter
-    def share(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise SpecError(f"the share of a conversion must be from 0 to 1, got {value}")
-        self._share = value
-
-    @property
-    def exponent(self) -> float:
-        """B as it is now."""
-        return 1 + self.share * (self.b - 1)
-
-    @overload
-    def left_of(self, term: Tensor) -> Tensor: ...
-    @overload
-    def left_of(self, term: None) -> None: ...
-    def left_of(self, term: Tensor | None) -> Tensor | None:
-        """Return what is left of an additive term; None stays None.
-
-        At share 1 that is zeros rather than nothing, since training on several processes waits
-        for a gradient of every parameter.
-        """
-        return term if term is None or self.share == 0 else term * (1 - self.share)
-
-    def get_extra_state(self) -> Tensor:
-        """Return the share, as a tensor that any checkpoint can hold."""
-        return torch.tensor(self.share, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take the share from a state dict."""
-        self.share = float(state)
-
-    def extra_repr(self) -> str:
-        """Return the numbers that `repr` shows."""
-        return f"share={self.share:g}, b={self.b:g}"
-
-
-def advance(model: nn.Module, *, step: int, steps: int) -> None:
-    """Set the share that a B-cosified model has after some steps of fine-tuning; never set it back.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Any; without a :class:`Conversion` it stays as it is.
-    step : int
-        Steps taken.
-    steps : int
-        The share grows evenly over so many; 0 converts at once.
-    """
-    share = min(1.0, step / steps) if steps else 1.0
-    for module in model.modules():
-        if isinstance(module, Conversion):
-            module.share = max(module.share, share)
-
-
-class _Converted(nn.Module):
-    """A layer that looks at the network's conversion, which stays a module of the network alone."""
-
-    _shared: tuple[Conversion]
-
-    @property
-    def conversion(self) -> Conversion:
-        """The conversion that this layer is part of."""
-        return self._shared[0]
-
-    def _take(self, like: nn.Module, conversion: Conversion) -> None:
-        """Take the very parameters of the layer that is replaced."""
-        self._shared = (conversion,)  # in a tuple, as a module would be registered
-        for name in ("weight", "bias"):
-            self.register_parameter(name, getattr(like, name))
-        self.train(like.training)
-
-
-class BcosifiedLinear(_Converted, BcosLinear):
+class BcosifiedLinear(Converted, BcosLinear):
     """A linear layer turning into ``wᵀx (|wᵀx| / ‖x‖)^(B−1)``, its bias fading.
 
     Parameters
@@ -155,7 +54,7 @@ class BcosifiedLinear(_Converted, BcosLinear):
 
     def __init__(self, like: nn.Linear, conversion: Conversion) -> None:
         super().__init__(like.in_features, like.out_features, b=conversion.b, device="meta")
-        self._take(like, conversion)
+        self.take(like, conversion)
 
     def unit_weight(self) -> Tensor:
         """Return the weights as they are: those of a B-cosified layer are not normalised."""
@@ -170,7 +69,7 @@ class BcosifiedLinear(_Converted, BcosLinear):
         return y if bias is None else y + bias
 
 
-class BcosifiedConv2d(_Converted, BcosConv2d):
+class BcosifiedConv2d(Converted, BcosConv2d):
     """A convolution turning into a :class:`BcosifiedLinear` on every patch.
 
     Parameters
@@ -199,7 +98,7 @@ class BcosifiedConv2d(_Converted, BcosConv2d):
             b=conversion.b,
             device="meta",
         )
-        self._take(like, conversion)
+        self.take(like, conversion)
 
     def unit_weight(self) -> Tensor:
         """Return the weights as they are: those of a B-cosified layer are not normalised."""
@@ -216,7 +115,7 @@ class BcosifiedConv2d(_Converted, BcosConv2d):
         return y if bias is None else y + bias[:, None, None]
 
 
-class BcosifiedQkv(_Converted, nn.Linear):
+class BcosifiedQkv(Converted, nn.Linear):
     """The linear layer of queries, keys and values, which stays linear; the values' bias fades.
 
     Biases of queries and keys act on the attention pattern alone, which is part of W(x); only the
@@ -225,7 +124,7 @@ class BcosifiedQkv(_Converted, nn.Linear):
 
     def __init__(self, like: nn.Linear, conversion: Conversion) -> None:
         super().__init__(like.in_features, like.out_features, device="meta")
-        self._take(like, conversion)
+        self.take(like, conversion)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return queries, keys and values [..., 3 · head · d_head]."""
@@ -236,14 +135,14 @@ class BcosifiedQkv(_Converted, nn.Linear):
         return F.linear(x, self.weight, torch.cat([q, k, v]))
 
 
-class BcosifiedLayerNorm(_Converted, nn.LayerNorm):
+class BcosifiedLayerNorm(Converted, nn.LayerNorm):
     """Layer normalisation whose bias fades; in explanation mode the variance is a constant."""
 
     explaining: bool = False
 
     def __init__(self, like: nn.LayerNorm, conversion: Conversion) -> None:
         super().__init__(like.normalized_shape, eps=like.eps, device="meta")
-        self._take(like, conversion)
+        self.take(like, conversion)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x over its last axis."""
@@ -254,7 +153,7 @@ class BcosifiedLayerNorm(_Converted, nn.LayerNorm):
         return fused if bias is None else fused + bias
 
 
-class BcosifiedBatchNorm2d(_Converted, nn.BatchNorm2d):
+class BcosifiedBatchNorm2d(Converted, nn.BatchNorm2d):
     """Batch normalisation whose mean and bias fade until it only divides by the deviation.
 
     The deviation stays that about the mean. Running statistics are kept as torch does.
@@ -262,7 +161,7 @@ class BcosifiedBatchNorm2d(_Converted, nn.BatchNorm2d):
 
     def __init__(self, like: nn.BatchNorm2d, conversion: Conversion) -> None:
         super().__init__(like.num_features, eps=like.eps, momentum=like.momentum, device="meta")
-        self._take(like, conversion)
+        self.take(like, conversion)
         for name, buffer in like.named_buffers():
             self.register_buffer(name, buffer)
 
@@ -293,7 +192,7 @@ class BcosifiedBatchNorm2d(_Converted, nn.BatchNorm2d):
         return mean, variance
 
 
-class BcosifiedPool(_Converted):
+class BcosifiedPool(Converted):
     """Max-pooling of maps turning into average-pooling over the same windows.
 
     Parameters
@@ -307,7 +206,7 @@ class BcosifiedPool(_Converted):
         if like.dilation not in (1, (1, 1)) or like.ceil_mode:
             raise SpecError(f"{like} cannot be B-cosified: its windows have no average")
         super().__init__()
-        self._shared = (conversion,)
+        self.share_in(conversion)
         self.max = like
         self.mean = nn.AvgPool2d(like.kernel_size, like.stride, like.padding)
 
@@ -320,13 +219,13 @@ class BcosifiedPool(_Converted):
         return torch.lerp(self.max(x), self.mean(x), share)
 
 
-class BcosifiedLogitBias(_Converted, LogitBias):
+class BcosifiedLogitBias(Converted, LogitBias):
     """The constant ``−ln(C − 1)`` of logits, growing with the conversion."""
 
     def __init__(self, classes: int, conversion: Conversion) -> None:
         nn.Module.__init__(self)
         self.full = -math.log(max(classes - 1, 1))
-        self._shared = (conversion,)
+        self.share_in(conversion)
 
     @property
     def value(self) -> float:  # type: ignore[override]

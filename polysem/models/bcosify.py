@@ -2,7 +2,7 @@
 
 `bcosify` swaps the layers of a timm vision transformer or ResNet for those of `bcosified`, which
 keep its weights, and doubles its first layer for the input ``[x, 1 − x]``. What comes out computes
-the function that went in; from there its :class:`~polysem.models.bcosified.Conversion` leads to a
+the function that went in; from there its :class:`~polysem.models.conversion.Conversion` leads to a
 B-cos network. Checkpoints of such networks are written by `bcosify_checkpoint`.
 B-cosification: Transforming Deep Neural Networks to be Inherently Interpretable, arXiv 2411.00715.
 """
@@ -33,11 +33,11 @@ from polysem.models.bcosified import (
     BcosifiedLogitBias,
     BcosifiedPool,
     BcosifiedQkv,
-    Conversion,
     DetachableGate,
     InverseNorm,
 )
 from polysem.models.cnn import BcosResNet, SmallResNet
+from polysem.models.conversion import Conversion
 from polysem.models.dropout import PatchDropout, SpatialDropout
 from polysem.models.embed import PatchLinear, PatchLinearEmbed
 from polysem.models.lipsformer import PostNormBlock

@@ -12,7 +12,7 @@ from torch import nn
 from polysem import _torchvision
 from polysem.errors import RecipeError, SpecError
 from polysem.models.bcos import BcosConv2d, BcosLinear
-from polysem.models.bcosified import advance
+from polysem.models.conversion import advance
 from polysem.models.dropout import set_drop_head_rate
 from polysem.models.registry import create, home, require_known
 from polysem.train.losses import LOSSES, Loss
@@ -30,6 +30,7 @@ __all__ = [
     "choose_loss",
     "choose_optimiser",
     "follow_steps",
+    "method_args",
     "with_methods",
 ]
 
@@ -73,7 +74,7 @@ def with_methods(recipe: Recipe) -> Model:
     name = recipe.model.name
     more: dict[str, Any] = {}
     _check_together(recipe)
-    for key, argument, value, homes in _method_args(recipe):
+    for key, argument, value, homes in method_args(recipe):
         if argument in recipe.model.args:
             raise RecipeError(f"{key} and model.args.{argument} say the same; keep {key}")
         if home(name) not in homes:
@@ -89,13 +90,16 @@ _OUR_CNN = {"polysem.models.cnn": "polysem's residual networks (bcos_resnet20_32
 _TIMM_VIT = {"timm.models.vision_transformer": "timm's vision transformers"}
 
 
-def _method_args(recipe: Recipe) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
+def method_args(recipe: Recipe) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
     """Give key of the recipe, argument of the model, its value, and which models have it."""
     if recipe.attention is not None:
         attention = {"kind": recipe.attention.kind, **recipe.attention.options()}
         yield "attention", "attention", attention, _OUR_VIT
     if recipe.feat_scale:
         yield "feat_scale", "feat_scale", True, _OUR_VIT
+    for part in ("center_norm", "post_norm", "weighted_residual", "spectral_init"):
+        if getattr(recipe, part):
+            yield part, part, True, _OUR_VIT
     if (heads := recipe.drop_head) is not None:
         rate = {"half": "half", "bernoulli": heads.p, "scheduled": heads.p_start}[heads.mode]
         yield "drop_head", "drop_head", rate, _OUR_VIT
@@ -124,7 +128,7 @@ def _check_together(recipe: Recipe) -> None:
     if manhattan and recipe.patch_dropout is not None:
         raise RecipeError(
             "patch_dropout does not go with attention.kind 'manhattan', which needs every patch in "
-            "its place; allowed with it: softmax, sata, attn_scale"
+            "its place; allowed with it: softmax, sata, attn_scale, cosine"
         )
     positions = recipe.model.args.get("positions", "attention")
     decomposed = recipe.attention is not None and recipe.attention.decomposed

@@ -68,19 +68,24 @@ class PatchDropout(Section):
 class Attention(Section):
     """How tokens attend to each other; a key below belongs to one kind and has its default."""
 
-    kind: Literal["softmax", "sata", "attn_scale", "manhattan"]
+    kind: Literal["softmax", "sata", "attn_scale", "manhattan", "cosine"]
     threshold: BelowOne | None = None
     strength: float | None = None
     start: Positive | None = None
     spread: PositiveOrZero | None = None
     decomposed: bool | None = None
     local: bool | None = None
+    tau: Positive | None = None
+    nu: Positive | None = None
+    eps: Positive | None = None
+    normalize_values: bool | None = None
 
     @model_validator(mode="after")
     def _options_of_the_kind(self) -> Attention:
         takes = {
             "sata": ("threshold", "strength"),
             "manhattan": ("start", "spread", "decomposed", "local"),
+            "cosine": ("tau", "nu", "eps", "normalize_values"),
         }.get(self.kind, ())
         wrong = sorted(self.options().keys() - set(takes))
         if wrong:

@@ -126,7 +126,8 @@ class Recipe(_Section):
     ----------
     model, data, optimiser, schedule, augment : section
         See the class of each.
-    attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout
+    attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout, center_norm, \
+    post_norm, weighted_residual, spectral_init
         Methods that live in the model, see `polysem.train.methods`; off by default.
     loss : str
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
@@ -161,6 +162,10 @@ class Recipe(_Section):
     dropout: Dropout | None = None
     spatial_dropout: _BelowOne = 0.0
     patch_dropout: PatchDropout | None = None
+    center_norm: bool = False
+    post_norm: bool = False
+    weighted_residual: bool = False
+    spectral_init: bool = False
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     batch_size: _Count = 128
     seed: _CountOrZero = 0

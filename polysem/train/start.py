@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from polysem.errors import RecipeError
-from polysem.models.bcosified import Conversion
 from polysem.models.checkpoint import is_ours, parse_checkpoint
+from polysem.models.conversion import Conversion
 from polysem.models.registry import evaluation_transform
 from polysem.models.transform import Transform
 from polysem.models.weights import fit, read_tensors, state_digest
+from polysem.train.build import method_args
 from polysem.train.recipe import Recipe
 
 __all__ = ["check_conversion", "start_weights", "with_start"]
@@ -52,7 +53,8 @@ def with_start(recipe: Recipe) -> Recipe:
             raise RecipeError(
                 f"model.name is {given.name!r}, but {path} holds a {name}; leave model.name out"
             )
-        args.pop("num_classes", None)
+        for decided in ("num_classes", *(argument for _, argument, *_ in method_args(recipe))):
+            args.pop(decided, None)  # by the data, and by the recipe's methods
     else:
         name, args = given.name, {}
         if not name:

@@ -23,11 +23,10 @@ from polysem.models.bcosified import (
     BcosifiedLogitBias,
     BcosifiedPool,
     BcosifiedQkv,
-    Conversion,
     DetachableGate,
     InverseNorm,
-    advance,
 )
+from polysem.models.conversion import Conversion, advance
 
 SHARES = [0.0, 0.3, 1.0]
 

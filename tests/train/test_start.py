@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from polysem.errors import CheckpointError, MissingError, RecipeError
-from polysem.models.bcosified import Conversion
 from polysem.models.bcosify_checkpoint import bcosify_checkpoint
 from polysem.models.checkpoint import read_checkpoint, save_checkpoint
+from polysem.models.conversion import Conversion
 from polysem.models.load import load_model
 from polysem.models.registry import create
 from polysem.models.transform import Transform

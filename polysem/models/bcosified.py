@@ -1,15 +1,14 @@
 """Layers of a network on its way from standard to B-cos, for `bcosify`; all keep trained weights.
 
 How far a network has gone is one number, the share s of its
-:class:`~polysem.models.conversion.Conversion`. At 0 each layer computes what the layer computed
-that it replaces; at 1 it is a B-cos layer, and the network is one matrix W(x). Between the two
-everything moves in step and without a jump: the exponent B is ``1 + s (B − 1)``, whatever is added
-(biases, means that batch norms subtract) counts ``1 − s``, and a max-pooling counts ``1 − s``
-beside the average-pooling that counts s.
+:class:`~polysem.models.conversion.Conversion`. A layer gives ``(1 − s)`` times what the layer gave
+that it replaces, and s times what a B-cos layer with the same weights gives: nothing added (no
+biases, no means that batch norms subtract), B, average- instead of max-pooling. At 0 the network
+computes what it was trained to, at 1 it is one matrix W(x), and between the two nothing jumps.
 
 Weights are not scaled to unit norm as in networks that are B-cos from birth: a response
-``wᵀx (|wᵀx| / ‖x‖)^(B−1)`` grows with ``‖w‖^B``, and B = 1 is the layer that was trained.
-B-cosification, arXiv 2411.00715.
+``wᵀx (|wᵀx| / ‖x‖)^(B−1)`` grows with ``‖w‖^B``. B-cosification, arXiv 2411.00715, which
+converts at once.
 """
 
 from __future__ import annotations
@@ -43,6 +42,8 @@ __all__ = [
 class BcosifiedLinear(Converted, BcosLinear):
     """A linear layer turning into ``wᵀx (|wᵀx| / ‖x‖)^(B−1)``, its bias fading.
 
+    As in every B-cos layer ‖x‖ has 1e-12 added, and the ratio 1e-6 when B is neither 1 nor 2.
+
     Parameters
     ----------
     like : nn.Linear
@@ -62,11 +63,16 @@ class BcosifiedLinear(Converted, BcosLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the responses of all units to x [..., in_features]."""
-        b, bias = self.conversion.exponent, self.conversion.left_of(self.bias)
-        if b == 1:
-            return F.linear(x, self.weight, bias)
-        y = bcos_scale(F.linear(x, self.weight), vector_norm(x), b, frozen=self.explaining)
-        return y if bias is None else y + bias
+        if self.conversion.share == 0:
+            return F.linear(x, self.weight, self.bias)
+        y = self.conversion.mix(F.linear(x, self.weight), lambda r: self._scaled(r, x))
+        bias = self.conversion.left_of(self.bias)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _scaled(self, response: Tensor, x: Tensor) -> Tensor:
+        if self.b == 1:
+            return response
+        return bcos_scale(response, vector_norm(x), self.b, frozen=self.explaining)
 
 
 class BcosifiedConv2d(Converted, BcosConv2d):
@@ -106,13 +112,18 @@ class BcosifiedConv2d(Converted, BcosConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the responses of all units to x [image, channel, y, x]."""
-        b, bias = self.conversion.exponent, self.conversion.left_of(self.bias)
         options = self.stride, self.padding, self.dilation, self.groups
-        if b == 1:
-            return F.conv2d(x, self.weight, bias, *options)
+        if self.conversion.share == 0:
+            return F.conv2d(x, self.weight, self.bias, *options)
         response = F.conv2d(x, self.weight, None, *options)
-        y = bcos_scale(response, self.patch_norm(x), b, frozen=self.explaining)
-        return y if bias is None else y + bias[:, None, None]
+        y = self.conversion.mix(response, lambda r: self._scaled(r, x))
+        bias = self.conversion.left_of(self.bias)
+        return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+    def _scaled(self, response: Tensor, x: Tensor) -> Tensor:
+        if self.b == 1:
+            return response
+        return bcos_scale(response, self.patch_norm(x), self.b, frozen=self.explaining)
 
 
 class BcosifiedQkv(Converted, nn.Linear):
@@ -212,11 +223,10 @@ class BcosifiedPool(Converted):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool x [image, channel, y, x]."""
-        share = self.conversion.share
-        if share in (0, 1):
-            pooled: Tensor = self.mean(x) if share else self.max(x)
-            return pooled
-        return torch.lerp(self.max(x), self.mean(x), share)
+        if self.conversion.share == 1:
+            mean: Tensor = self.mean(x)
+            return mean
+        return self.conversion.mix(self.max(x), lambda _: self.mean(x))
 
 
 class BcosifiedLogitBias(Converted, LogitBias):

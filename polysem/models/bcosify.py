@@ -74,7 +74,7 @@ def bcosify(
     mean, std : sequence of float, optional
         With which the model's input was normalised; by default what timm says of the model.
     b : float
-        The exponent at share 1.
+        The exponent B of the B-cos layers.
     share : float
         Of the conversion that is done now: 0 keeps the function, 1 is the B-cos network of the
         paper, which needs fine-tuning before it is of use.

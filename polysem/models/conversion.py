@@ -1,10 +1,12 @@
 """How far a B-cosified network is on its way from standard to B-cos: one number for all its layers.
 
-`bcosified` has the layers, `bcosify` makes the network, training moves it along.
+`bcosified` has the layers, `bcosify` makes the network, training moves it along. At share s every
+layer gives ``(1 − s) · trained layer + s · B-cos layer``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import overload
 
 import torch
@@ -23,7 +25,7 @@ class Conversion(nn.Module):
     share : float
         From 0, the original function, to 1, a B-cos network. May be set at any time.
     b : float
-        The exponent at 1.
+        The exponent B of the B-cos layers.
 
     Raises
     ------
@@ -49,11 +51,6 @@ class Conversion(nn.Module):
             raise SpecError(f"the share of a conversion must be from 0 to 1, got {value}")
         self._share = value
 
-    @property
-    def exponent(self) -> float:
-        """B as it is now."""
-        return 1 + self.share * (self.b - 1)
-
     @overload
     def left_of(self, term: Tensor) -> Tensor: ...
     @overload
@@ -65,6 +62,13 @@ class Conversion(nn.Module):
         for a gradient of every parameter.
         """
         return term if term is None or self.share == 0 else term * (1 - self.share)
+
+    def mix(self, trained: Tensor, bcos: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what a layer gives: `trained`, what `bcos` makes of it, or some of both."""
+        if self.share == 0:
+            return trained
+        converted = bcos(trained)
+        return converted if self.share == 1 else torch.lerp(trained, converted, self.share)
 
     def get_extra_state(self) -> Tensor:
         """Return the share, as a tensor that any checkpoint can hold."""

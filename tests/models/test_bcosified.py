@@ -49,12 +49,10 @@ def trained(layer: nn.Module) -> Any:
 
 
 def slow_unit(x: list[float], w: list[float], bias: float, share: float, b: float) -> float:
-    """wᵀx (|wᵀx| / ‖x‖)^(B−1), B and bias as far as the share says."""
-    response = sum(a * c for a, c in zip(w, x, strict=True))
-    exponent = share * (b - 1)
-    ratio = abs(response) / math.sqrt(sum(a * a for a in x))
-    shift = 0 if exponent in (0, 1) else 1e-6
-    return response * (ratio + shift) ** exponent + (1 - share) * bias
+    """(1 − s) (wᵀx + bias) + s wᵀx (|wᵀx| / ‖x‖)^(B−1)."""
+    response = sum(a * c for a, c in zip(x, w, strict=True))
+    ratio = abs(response) / math.sqrt(sum(a * a for a in x)) + (0 if b in (1, 2) else 1e-6)
+    return (1 - share) * (response + bias) + share * response * ratio ** (b - 1)
 
 
 @pytest.mark.parametrize("b", [1, 1.5, 2, 3])

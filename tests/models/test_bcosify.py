@@ -233,10 +233,15 @@ def test_hooks_read_it_like_any_network() -> None:
     assert {n: t.signed for n, t in taps.items()} == {n: t.signed for n, t in plain_taps.items()}
 
 
-def test_gradients_reach_every_weight() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_gradients_reach_every_weight_also_under_autocast(share: float) -> None:
+    """Biases too, when they count nothing: several processes wait for all gradients."""
     for name in ("standard", "resnet18"):
-        made: Any = bcosify(network(name), share=0.5).train()
-        made(add_inverse(images(network(name)))).square().sum().backward()
+        plain = network(name).float()
+        made: Any = bcosify(plain, share=share).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = made(add_inverse(images(plain).float()))
+        logits.square().sum().backward()
         for parameter_name, parameter in made.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
 

@@ -156,12 +156,14 @@ def test_by_default_it_is_converted_at_once(
     bcosify_checkpoint(plain, begin)
     shares: list[float] = []
     recipe = tiny_recipe({**start(begin), "schedule": {"epochs": 1, "warmup_steps": 0}})
-    original = Conversion.exponent.fget  # type: ignore[attr-defined]
-    assert original is not None
+    original = Conversion.left_of
+
+    def noting(conversion: Conversion, term: Any) -> Any:
+        shares.append(conversion.share)
+        return original(conversion, term)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Conversion, "exponent", property(lambda c: shares.append(c.share) or original(c))
-        )
+        patch.setattr(Conversion, "left_of", noting)
         train(recipe, out=tmp_path / "out")
     assert set(shares) == {1.0}
 

@@ -28,8 +28,8 @@ def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
     Console().print(drawn)
 
 
-def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Print a bench's table and write it to ``folder/table.csv``.
+def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table.csv") -> None:
+    """Print a bench's table and write it to ``folder/table.csv``, or another `name` there.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "table.csv", index=False)
+        table.to_csv(folder / name, index=False)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None
     print_table(table)

@@ -22,12 +22,14 @@ from polysem.train.schedules import drop_head_rate
 _torchvision.repair()
 
 from timm.optim import create_optimizer_v2  # noqa: E402
-from timm.utils import adaptive_clip_grad  # noqa: E402
+from timm.utils import ModelEmaV3, adaptive_clip_grad  # noqa: E402
 
 __all__ = [
     "build_model",
+    "choose_average",
     "choose_clip",
     "choose_loss",
+    "choose_memory_format",
     "choose_optimiser",
     "follow_steps",
     "method_args",
@@ -142,7 +144,12 @@ def _check_together(recipe: Recipe) -> None:
 
 
 def follow_steps(
-    recipe: Recipe, model: nn.Module, schedule: Any, *, total_steps: int
+    recipe: Recipe,
+    model: nn.Module,
+    schedule: Any,
+    *,
+    total_steps: int,
+    average: ModelEmaV3 | None = None,
 ) -> Callable[[int], None]:
     """Return what is called with the number of each step before it: all that changes by step.
 
@@ -154,12 +161,16 @@ def follow_steps(
         Of the learning rate.
     total_steps : int
         Steps in all.
+    average : ModelEmaV3, optional
+        Whose model is converted with the other.
     """
     heads = recipe.drop_head
+    converted = [model] if average is None else [model, average.module]
 
     def follow(step: int) -> None:
         schedule.step_update(step)
-        advance(model, step=step, steps=recipe.schedule.conversion_steps)
+        for network in converted:
+            advance(network, step=step, steps=recipe.schedule.conversion_steps)
         if heads is not None and heads.mode == "scheduled":
             rate = drop_head_rate(
                 step,
@@ -219,3 +230,23 @@ def choose_clip(recipe: Clip, model: nn.Module) -> Callable[[], object]:
     if recipe.agc is not None:
         return partial(adaptive_clip_grad, parameters, recipe.agc)
     return lambda: None
+
+
+def choose_average(recipe: Recipe, model: nn.Module) -> ModelEmaV3 | None:
+    """Return timm's moving average of the weights; its decay climbs to the recipe's at first.
+
+    Without that climb a short training's average would remember the random weights it began with.
+    """
+    return None if recipe.ema is None else ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
+
+
+def choose_memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Return channels last for networks that are mostly convolutions, on a GPU, as it is faster."""
+    convs = sum(
+        parameter.numel()
+        for module in model.modules()
+        if isinstance(module, (nn.Conv2d, BcosConv2d))
+        for parameter in module.parameters()
+    )
+    mostly = 2 * convs > sum(parameter.numel() for parameter in model.parameters())
+    return torch.channels_last if mostly and device.type == "cuda" else torch.contiguous_format

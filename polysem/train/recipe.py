@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polysem.errors import MissingError, RecipeError, did_you_mean
+from polysem.train.inputs import Augment, Data, RandAugment
 from polysem.train.methods import Attention, DropHead, Dropout, PatchDropout
 from polysem.train.section import BelowOne as _BelowOne
 from polysem.train.section import Count as _Count
@@ -28,6 +29,7 @@ __all__ = [
     "Data",
     "Model",
     "Optimiser",
+    "RandAugment",
     "Recipe",
     "Schedule",
     "load_recipe",
@@ -55,20 +57,6 @@ class Model(_Section):
         return self
 
 
-class Data(_Section):
-    """What it learns from and what it is tested on: two data specs.
-
-    With `permute_labels` the training images keep their number in every class but swap labels at
-    random, so that nothing can be learned except by heart (data randomisation, arXiv 1810.03292).
-    """
-
-    train: str
-    test: str
-    train_limit: _Count | None = None
-    test_limit: _Count | None = None
-    permute_labels: bool = False
-
-
 class Clip(_Section):
     """How gradients are kept small: by their global norm, or relative to each unit's weights."""
 
@@ -83,13 +71,24 @@ class Clip(_Section):
 
 
 class Optimiser(_Section):
-    """Update rule and its peak learning rate; one-dimensional parameters are never decayed."""
+    """Update rule and its peak learning rate; one-dimensional parameters are never decayed.
 
-    name: Literal["adamw", "adam", "muon"] = "adamw"
+    Lion's steps are of one size for every weight: it takes a rate 3 to 10 times lower than
+    AdamW's and a decay as many times higher; its betas are (0.9, 0.99) unless given.
+    """
+
+    name: Literal["adamw", "adam", "lion", "muon"] = "adamw"
     lr: _Positive
     weight_decay: _PositiveOrZero = 0.0
     betas: tuple[_BelowOne, _BelowOne] = (0.9, 0.999)
     clip: Clip = Clip()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_of_lion(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("name") == "lion":
+            return {"betas": (0.9, 0.99), **given}
+        return given
 
 
 class Schedule(_Section):
@@ -111,14 +110,6 @@ class Schedule(_Section):
         return self
 
 
-class Augment(_Section):
-    """Random changes of the training images that leave their class as it is."""
-
-    flip: bool = False
-    turn: bool = False
-    crop_padding: _CountOrZero = 0
-
-
 class Recipe(_Section):
     """Everything that decides what a training run gives, together with the code and the machine.
 
@@ -133,13 +124,23 @@ class Recipe(_Section):
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
         B-cos models, cross-entropy for all others.
     batch_size : int
-        Images per step.
+        Images per step, over all processes.
+    accumulate : int
+        In how many parts each process takes its share of a step's images, one after the other, to
+        save memory; the step is the same.
+    ema : float or None
+        Decay of the moving average of the weights, which is tested and saved beside them.
     seed : int
         Decides initial weights, order of images and augmentation.
     precision : str
         ``fp32``, or ``bf16`` for autocast.
+    compile : bool
+        Whether torch compiles the network.
     threads : int, optional
         CPU threads; None leaves torch's own choice.
+    workers : int, optional
+        Processes that read images where these are streamed; None takes one for each core but
+        one, 8 at most, shared between the training's processes.
     snapshots : int
         How many moments of the training to keep, from untrained to trained, spaced evenly in
         log(step); 0 keeps none.
@@ -168,17 +169,37 @@ class Recipe(_Section):
     spectral_init: bool = False
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     batch_size: _Count = 128
+    accumulate: _Count = 1
+    ema: _BelowOne | None = None
     seed: _CountOrZero = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     threads: _Count | None = None
+    workers: _CountOrZero | None = None
     snapshots: _CountOrZero = 10
     checkpoint_every: _Count = 500
     save_as: Literal["float32", "float16"] = "float32"
     notes: str = ""
 
+    @model_validator(mode="after")
+    def _crops_need_pictures(self) -> Recipe:
+        if self.augment.resized_crop is not None and self.data.stream is False:
+            raise ValueError(
+                "augment.resized_crop cuts from whole pictures, which are streamed: data.stream "
+                "must be true or left out"
+            )
+        return self
 
-def load_recipe(path: str | Path) -> Recipe:
+
+def load_recipe(path: str | Path, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe from a YAML file.
+
+    Parameters
+    ----------
+    path : path
+    changes : mapping, optional
+        Values to put in place of the file's, by the full name of their key:
+        ``{"data.train": "data/cifar10/train.parquet", "seed": 3}``.
 
     Raises
     ------
@@ -199,7 +220,16 @@ def load_recipe(path: str | Path) -> Recipe:
         data = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_recipe(data, where=str(path))
+    return parse_recipe(_changed(data, changes or {}), where=str(path))
+
+
+def _changed(data: Any, changes: Mapping[str, Any]) -> Any:
+    """Return the data with each value put at its place; sections on the way are made."""
+    for name, value in changes.items():
+        section, dot, rest = name.partition(".")
+        inside = data if isinstance(data, Mapping) else {}
+        data = {**inside, section: _changed(inside.get(section), {rest: value}) if dot else value}
+    return data
 
 
 def parse_recipe(data: object, *, where: str = "recipe") -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from polysem.cli.bench.probe import bench_probe
+from polysem.cli.bench.train import bench_train
 
 __all__ = ["bench"]
 
@@ -13,3 +14,4 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 bench.command("probe")(bench_probe)
+bench.command("train")(bench_train)

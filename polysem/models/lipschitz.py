@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,14 @@ from polysem.models.lipsformer import PostNormBlock
 from polysem.models.norms import CenterNorm
 from polysem.models.vit import VisionTransformer
 
-__all__ = ["attention_bound", "block_bound", "jacobian_norm", "lipschitz_bound"]
+__all__ = [
+    "Steepness",
+    "attention_bound",
+    "block_bound",
+    "jacobian_norm",
+    "lipschitz_bound",
+    "steepness",
+]
 
 #: The largest slope of activation functions by class name, rounded up.
 _SLOPES = {"Identity": 1.0, "ReLU": 1.0, "GELU": 1.12891, "GELUTanh": 1.129, "SiLU": 1.09984}
@@ -214,3 +222,65 @@ def jacobian_norm(
             norm = float(change.detach().norm())
             (direction,) = back(change)
     return norm
+
+
+@dataclass(frozen=True)
+class Steepness:
+    """How steep a part of a network can get and how steep it was found to be.
+
+    Attributes
+    ----------
+    part : str
+        A block, its attention, or "network".
+    bound : float
+        Of any input.
+    measured : float
+        The largest of the slopes at the images.
+    """
+
+    part: str
+    bound: float
+    measured: float
+
+
+def steepness(model: Any, images: Tensor, *, steps: int = 20) -> list[Steepness]:
+    """Measure the slopes of a network, its blocks and their attention at images, beside the bounds.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for :func:`lipschitz_bound`, in evaluation mode.
+    images : Tensor
+        [image, channel, y, x] as the model takes them; parts are measured at what reaches them.
+    steps : int
+        Of each power iteration.
+
+    Raises
+    ------
+    SpecError
+        If a part has no bound.
+    """
+    network = lipschitz_bound(model)
+    with torch.no_grad():
+        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    n_tokens = tokens.shape[1]
+    found = []
+    for layer, block in enumerate(model.blocks):
+        name = f"blocks.{layer}"
+        bounds = (
+            block_bound(block, n_tokens, name=name),
+            attention_bound(block.attn, n_tokens, name=f"{name}.attn"),
+        )
+        before = isinstance(block, PostNormBlock)
+        with torch.no_grad():
+            read, tokens_after = tokens if before else block.norm1(tokens), block(tokens)
+        found += [
+            Steepness(name, bounds[0], _steepest(block, tokens, steps)),
+            Steepness(f"{name}.attn", bounds[1], _steepest(block.attn, read, steps)),
+        ]
+        tokens = tokens_after
+    return [*found, Steepness("network", network, _steepest(model, images, steps))]
+
+
+def _steepest(function: Callable[[Tensor], Tensor], inputs: Tensor, steps: int) -> float:
+    return max(jacobian_norm(function, each[None], steps=steps) for each in inputs)

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from polysem.errors import SpecError
 from polysem.models.attention import PositionAttention, attention_layer
 from polysem.models.cosine import Cosine
-from polysem.models.lipschitz import attention_bound, block_bound, jacobian_norm, lipschitz_bound
+from polysem.models.hooked import HookedVisionModel
+from polysem.models.lipschitz import (
+    attention_bound,
+    block_bound,
+    jacobian_norm,
+    lipschitz_bound,
+    steepness,
+)
 
 
 def dense_norm(function: Any, x: Tensor) -> float:
@@ -181,3 +188,21 @@ def test_networks_of_other_kinds_are_refused() -> None:
     stem = built("vitc_micro_patch8_gap_64", stem=(8, 16, 24))
     with pytest.raises(SpecError, match=r"patch_embed\.proj"):
         lipschitz_bound(stem)
+
+
+@pytest.mark.parametrize("post_norm", [True, False])
+def test_parts_are_measured_where_they_work(post_norm: bool) -> None:
+    model = lived_in(built(TWINS[0], depth=2, post_norm=post_norm))
+    images = draw(2, 3, 16, 24)
+    found = {part.part: part for part in steepness(model, images, steps=40)}
+    names = ["blocks.0", "blocks.0.attn", "blocks.1", "blocks.1.attn", "network"]
+    assert list(found) == names
+    assert all(0 < part.measured <= part.bound for part in found.values())
+    assert found["network"].bound == lipschitz_bound(model)
+    _, cache = HookedVisionModel(model).run_with_cache(images)
+    reads = cache["blocks.1.hook_resid_pre"]
+    slopes = [jacobian_norm(model.blocks[1], each[None], steps=40) for each in reads]
+    assert found["blocks.1"].measured == pytest.approx(max(slopes), rel=1e-9)
+    reads = reads if post_norm else cache["blocks.1.ln1.hook_normalized"]
+    slopes = [jacobian_norm(model.blocks[1].attn, each[None], steps=40) for each in reads]
+    assert found["blocks.1.attn"].measured == pytest.approx(max(slopes), rel=1e-9)

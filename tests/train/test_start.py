@@ -18,7 +18,7 @@ from polysem.models.conversion import Conversion
 from polysem.models.load import load_model
 from polysem.models.registry import create
 from polysem.models.transform import Transform
-from polysem.train.build import build_model
+from polysem.train.build import build_model, with_methods
 from polysem.train.loop import Progress, train
 from polysem.train.recipe import Recipe, parse_recipe, recipe_to_dict
 from polysem.train.start import start_weights, with_start
@@ -92,6 +92,19 @@ def test_so_is_that_of_a_b_cosified_model(
     assert model(torch.rand(2, 6, *transform.size)).shape == (2, 3)
 
 
+def test_methods_of_the_recipe_go_before_those_of_the_file(
+    tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    args = {**ARGS, "num_classes": 8, "drop_head": "half"}
+    model = create(ARCH, args)
+    path = tmp_path / "plain.pt"
+    save_checkpoint(path, ARCH, args, model.state_dict(), transform=TRANSFORM)
+    heads = {"mode": "bernoulli", "p": 0.25}
+    recipe = with_start(tiny_recipe({**start(path), "drop_head": heads}))
+    assert with_methods(recipe).args == {**ARGS, "drop_head": 0.25}
+    assert with_methods(with_start(tiny_recipe(start(path)))).args["drop_head"] == "half"
+
+
 def test_bare_weights_of_a_named_model(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     torch.manual_seed(3)
     model = create(ARCH, {**ARGS, "num_classes": 8})
@@ -123,7 +136,7 @@ def test_a_b_cosified_model_is_fine_tuned_into_a_b_cos_network(
     begin = tmp_path / "begin.safetensors"
     bcosify_checkpoint(plain, begin)
     recipe = tiny_recipe(
-        {**start(begin), "schedule": {"conversion_steps": 6}, "augment": {"turn": False}}
+        {**start(begin), "schedule": {"conversion_steps": 6}, "ema": 0.9, "batch_size": 16}
     )
     once = tmp_path / "once"
     train(recipe, out=once)
@@ -131,7 +144,8 @@ def test_a_b_cosified_model_is_fine_tuned_into_a_b_cos_network(
     first = load_model(once / "snapshots" / "step_0000000.safetensors")
     assert first.sha256 == load_model(begin).sha256
     last: Any = load_model(once / "model.safetensors").model
-    assert last.conversion.share == 1
+    average: Any = load_model(once / "average.safetensors").model
+    assert last.conversion.share == average.conversion.share == 1
     assert not torch.equal(last.head.linear.weight, first.model.head.linear.weight)  # type: ignore[union-attr,operator]
     card = (once / "README.md").read_text(encoding="utf-8")
     assert "conversion_steps: 6" in card and load_model(begin).sha256 in card

@@ -19,7 +19,7 @@ from polysem.train.hold import hold
 from polysem.train.prepare import Job, prepare, settings
 from polysem.train.processes import processes
 from polysem.train.recipe import Recipe, parse_recipe, recipe_to_dict
-from polysem.train.step import shown, take_step
+from polysem.train.step import Showing, shown, take_step
 
 __all__ = ["MEANINGS", "bench_train"]
 
@@ -163,7 +163,7 @@ def _profile(job: Job, steps: int) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
 
 
-def _parts_of_a_step(job: Job, showings: Iterator[list[tuple[object, Tensor]]]) -> dict[str, float]:
+def _parts_of_a_step(job: Job, showings: Iterator[list[Showing]]) -> dict[str, float]:
     """Take a step; return the seconds of its parts."""
     seconds: dict[str, float] = {}
     last = time.perf_counter()
@@ -177,7 +177,7 @@ def _parts_of_a_step(job: Job, showings: Iterator[list[tuple[object, Tensor]]]) 
 
     showing = next(showings)
     watch("fetch")
-    take_step(job, showing, watch)  # type: ignore[arg-type]
+    take_step(job, showing, watch)
     return seconds
 
 

@@ -71,7 +71,9 @@ def test_help_is_there_before_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["probe"], ["show"], ["train"], ["demo"], ["bench", "probe"]], ids=" ".join
+    "command",
+    [["probe"], ["show"], ["train"], ["demo"], ["bench", "probe"], ["bench", "train"]],
+    ids=" ".join,
 )
 def test_every_command_gives_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]

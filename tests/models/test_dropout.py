@@ -183,6 +183,21 @@ def test_a_changed_rate_compiles_nothing_anew() -> None:
     assert len(graphs) == 1
 
 
+def test_timm_s_dropout_scales_what_stays() -> None:
+    model = vit(TWINS[1], proj_drop_rate=0.3)
+    x, units = images(model), []
+    drop = model.blocks[1].mlp.drop1
+    handle = drop.register_forward_hook(lambda _, i, out: units.append((i[0], out)))
+    model.eval()(x)
+    model.train()(x)
+    handle.remove()
+    (before, after), (whole, some) = units
+    assert after is before
+    stays = some != 0
+    assert 0.68 < stays.double().mean() < 0.72
+    torch.testing.assert_close(some[stays], whole[stays] / 0.7, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_features_go_at_all_tokens_or_none(rate: float) -> None:
     torch.manual_seed(0)

@@ -238,6 +238,14 @@ def test_images_of_other_sizes_are_taken(kind: str) -> None:
         assert model(x).shape == (2, 5)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sata", "attn_scale"])  # the rest takes seconds
+def test_a_compiler_takes_it_in_one_piece(kind: str) -> None:
+    mix, (q, k, v) = mixer(kind), drawn()
+    torch.compiler.reset()
+    compiled = torch.compile(mix, backend="eager", fullgraph=True)
+    close(compiled(q, k, v, mix.bias(6), drop=NO_DROP, fused=True), mixed(mix, mix.bias(6)))
+
+
 @pytest.mark.parametrize("base", [PositionAttention, BcosAttention])
 def test_two_layers_of_one_kind_share_their_class(base: type[PositionAttention]) -> None:
     options = {"mixer_type": MIXERS["sata"], "mixer_options": (("threshold", 0.2),)}

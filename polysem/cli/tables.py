@@ -42,4 +42,4 @@ def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table.csv") -
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None
     print_table(table)
-    print(f"wrote {folder / 'table.csv'}")
+    print(f"wrote {folder / name}")

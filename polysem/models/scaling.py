@@ -50,7 +50,8 @@ def bcos_scale(response: Tensor, norm: Tensor, b: float, *, frozen: bool) -> Ten
 def vector_norm(x: Tensor) -> Tensor:
     """Return ``‖x‖ + 1e-12`` over the last axis, kept with size 1, in float32 at least."""
     if torch.compiler.is_compiling():
-        return torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True) + 1e-12
+        plain: Tensor = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True) + 1e-12
+        return plain
     norm: Tensor = _Norm.apply(x)  # type: ignore[no-untyped-call]
     return norm
 

@@ -32,6 +32,7 @@ __all__ = [
     "choose_memory_format",
     "choose_optimiser",
     "follow_steps",
+    "give_strengths_a_rate",
     "method_args",
     "with_methods",
 ]
@@ -210,6 +211,33 @@ def choose_optimiser(recipe: Optimiser, model: nn.Module) -> torch.optim.Optimiz
         fallback_no_weight_decay=muon,
     )
     return optimiser
+
+
+def give_strengths_a_rate(
+    optimiser: torch.optim.Optimizer, model: nn.Module, lr: float | None
+) -> None:
+    """Let the strengths of attention (of SATA, AttnScale) learn at a rate of their own.
+
+    Parameters
+    ----------
+    optimiser : Optimizer
+        Gets one more group of parameters, otherwise like the one that they were in.
+    model : nn.Module
+    lr : float or None
+        Their peak rate; None leaves them with all the others.
+    """
+    if lr is None:
+        return
+    strengths = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if name.endswith(".mixer.strength")
+    }
+    for group in list(optimiser.param_groups):
+        here = [parameter for parameter in group["params"] if id(parameter) in strengths]
+        if here:
+            group["params"] = [other for other in group["params"] if id(other) not in strengths]
+            optimiser.add_param_group({**group, "params": here, "lr": lr})
 
 
 def _first_and_last(model: nn.Module) -> tuple[str, ...]:

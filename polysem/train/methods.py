@@ -66,11 +66,15 @@ class PatchDropout(Section):
 
 
 class Attention(Section):
-    """How tokens attend to each other; a key below belongs to one kind and has its default."""
+    """How tokens attend to each other; a key below belongs to one kind and has its default.
+
+    `lr` is the peak learning rate of what the kind itself learns.
+    """
 
     kind: Literal["softmax", "sata", "attn_scale", "manhattan", "cosine"]
     threshold: BelowOne | None = None
     strength: float | None = None
+    lr: Positive | None = None
     start: Positive | None = None
     spread: PositiveOrZero | None = None
     decomposed: bool | None = None
@@ -83,11 +87,13 @@ class Attention(Section):
     @model_validator(mode="after")
     def _options_of_the_kind(self) -> Attention:
         takes = {
-            "sata": ("threshold", "strength"),
+            "sata": ("threshold", "strength", "lr"),
+            "attn_scale": ("lr",),
             "manhattan": ("start", "spread", "decomposed", "local"),
             "cosine": ("tau", "nu", "eps", "normalize_values"),
         }.get(self.kind, ())
-        wrong = sorted(self.options().keys() - set(takes))
+        given = self.model_dump(exclude={"kind"}, exclude_none=True)
+        wrong = sorted(given.keys() - set(takes))
         if wrong:
             raise ValueError(
                 f"kind {self.kind!r} takes {', '.join(takes) or 'no other key'}; "
@@ -96,5 +102,5 @@ class Attention(Section):
         return self
 
     def options(self) -> dict[str, Any]:
-        """Return what is given beside the kind."""
-        return self.model_dump(exclude={"kind"}, exclude_none=True)
+        """Return what is given for the model, beside the kind."""
+        return self.model_dump(exclude={"kind", "lr"}, exclude_none=True)

@@ -24,6 +24,7 @@ from polysem.train.build import (
     choose_memory_format,
     choose_optimiser,
     follow_steps,
+    give_strengths_a_rate,
     with_methods,
 )
 from polysem.train.hold import hold
@@ -117,6 +118,7 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
     memory_format = choose_memory_format(model, group.device)
     model.to(group.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     optimiser = choose_optimiser(recipe.optimiser, model)
+    give_strengths_a_rate(optimiser, model, recipe.attention.lr if recipe.attention else None)
     schedule = cosine_schedule(
         optimiser,
         total_steps=total_steps,

@@ -15,9 +15,16 @@ from polysem.errors import RecipeError
 from polysem.models.checkpoint import read_checkpoint
 from polysem.models.dropout import DropHead
 from polysem.models.load import load_model
-from polysem.train.build import build_model, follow_steps, with_methods
+from polysem.train.build import (
+    build_model,
+    choose_optimiser,
+    follow_steps,
+    give_strengths_a_rate,
+    with_methods,
+)
 from polysem.train.loop import Progress, train
 from polysem.train.recipe import Recipe, parse_recipe, recipe_to_dict
+from polysem.train.schedules import cosine_schedule
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -38,12 +45,12 @@ MakeRecipe = Callable[..., Recipe]
         (
             "attention",
             {"kind": "attn_scale", "threshold": 0.1},
-            ["kind 'attn_scale' takes no other key; got threshold"],
+            ["kind 'attn_scale' takes lr; got threshold"],
         ),
         (
             "attention",
             {"kind": "sata", "local": True},
-            ["kind 'sata' takes threshold, strength; got local"],
+            ["kind 'sata' takes threshold, strength, lr; got local"],
         ),
         ("attention", {"kind": "sata", "threshold": 1}, ["attention.threshold is 1", "less than"]),
         ("attention", {"kind": "manhattan", "start": 0}, ["attention.start", "greater than 0"]),
@@ -190,6 +197,37 @@ def test_each_key_becomes_arguments_of_the_model(
     assert model(torch.rand(2, 6 if bcos else 3, 64, 64)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["sata", "attn_scale"])
+def test_strengths_may_learn_at_a_rate_of_their_own(
+    tiny_recipe: MakeRecipe, kind: str, name: str
+) -> None:
+    recipe = tiny_recipe(
+        {"attention": {"kind": kind, "lr": 7e-5}, "optimiser": {"name": name, "lr": 3e-3}}
+    )
+    assert "lr" not in with_methods(recipe).args["attention"]
+    model = build_model(with_methods(recipe), n_classes=3)
+    optimiser = choose_optimiser(recipe.optimiser, model)
+    give_strengths_a_rate(optimiser, model, None)
+    before = [len(group["params"]) for group in optimiser.param_groups]
+    give_strengths_a_rate(optimiser, model, 7e-5)
+    assert sum(before) == sum(len(group["params"]) for group in optimiser.param_groups)
+    rates = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
+    for key, parameter in model.named_parameters():
+        lr, decay = rates[id(parameter)]
+        assert lr == (7e-5 if "strength" in key else 3e-3)
+        assert decay == 0 or "strength" not in key
+    schedule = cosine_schedule(optimiser, total_steps=8, warmup_steps=0, final_lr=0.0)
+    schedule.step_update(4)
+    assert {group["lr"] for group in optimiser.param_groups} == {3.5e-5, 1.5e-3}
+    model(torch.rand(2, 3, 64, 64)).square().sum().backward()
+    optimiser.step()
+
+
 def test_plain_recipes_are_left_alone(tiny_recipe: MakeRecipe) -> None:
     assert with_methods(tiny_recipe()) == tiny_recipe().model
 
@@ -239,7 +277,7 @@ def test_a_resumed_training_leaves_out_the_same(
 ) -> None:
     everything = {
         "drop_head": {"mode": "scheduled", "p_start": 0.5, "p_end": 0.5},
-        "attention": {"kind": "attn_scale" if bcos else "sata"},
+        "attention": {"kind": "attn_scale" if bcos else "sata", "lr": 1e-4},
         "feat_scale": bcos,
         "spatial_dropout": 0.1,
         "dropout": {"attention": 0.1, "tokens": 0.1},

@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
 from polysem.cli.demo import demo
 from polysem.cli.probe import probe
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, train, demo):
+for _command in (probe, show, train, bcosify, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -1,0 +1,74 @@
+"""The methods of explanation by name, and which of them a model can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from polysem.errors import SpecError, did_you_mean
+from polysem.explain.baselines import input_gradient
+from polysem.explain.linear import bcos, require_bcos
+from polysem.explain.target import TargetLike
+
+__all__ = ["METHODS", "Method", "applicable_methods", "choose_methods"]
+
+
+class Method(Protocol):
+    """A function of model, images and target that returns maps [image, y, x]."""
+
+    __name__: str
+
+    def __call__(self, model: nn.Module, images: Tensor, target: TargetLike) -> Tensor:
+        """Return a signed map of each image at input resolution."""
+
+
+def _any_model(model: nn.Module) -> None:
+    """Every model has gradients."""
+
+
+#: What each method asks of a model: a function that raises SpecError where it cannot be had.
+_NEEDS: dict[Method, Callable[[nn.Module], None]] = {
+    bcos: require_bcos,
+    input_gradient: _any_model,
+}
+
+#: Every method by its function's name.
+METHODS: dict[str, Method] = {method.__name__: method for method in _NEEDS}
+
+
+def applicable_methods(model: nn.Module) -> dict[str, Method]:
+    """Return the methods that a model can have, by name."""
+    return {name: method for name, method in METHODS.items() if _lacks(method, model) is None}
+
+
+def choose_methods(names: str, model: nn.Module) -> dict[str, Method]:
+    """Return the methods named, separated by commas; ``all`` are those that the model can have.
+
+    Raises
+    ------
+    SpecError
+        If there is no such method, or the model cannot have it.
+    """
+    chosen: dict[str, Method] = {}
+    for name in (each.strip() for each in names.split(",")):
+        if name == "all":
+            chosen |= applicable_methods(model)
+            continue
+        if name not in METHODS:
+            near = did_you_mean(name, METHODS) or f"; there are {', '.join(METHODS)}"
+            raise SpecError(f"no method is called {name!r}{near}")
+        reason = _lacks(METHODS[name], model)
+        if reason is not None:
+            raise reason
+        chosen[name] = METHODS[name]
+    return chosen
+
+
+def _lacks(method: Method, model: nn.Module) -> SpecError | None:
+    try:
+        _NEEDS[method](model)
+    except SpecError as error:
+        return error
+    return None

@@ -57,7 +57,13 @@ def explaining(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def target_values(model: nn.Module, images: Tensor, targets: Sequence[TargetLike]) -> Tensor:
+def target_values(
+    model: nn.Module,
+    images: Tensor,
+    targets: Sequence[TargetLike],
+    *,
+    edits: Mapping[str, Callable[[Tensor], Tensor | None]] | None = None,
+) -> Tensor:
     """Run a model once and return the numbers that are explained, with their graph.
 
     Parameters
@@ -68,6 +74,8 @@ def target_values(model: nn.Module, images: Tensor, targets: Sequence[TargetLike
         The model's input [image, channel, y, x].
     targets : sequence of Target or Tensor
         At least one.
+    edits : mapping of str to callable, optional
+        By site; gets the activation, and returns another in its place, or None to leave it.
 
     Returns
     -------
@@ -83,7 +91,9 @@ def target_values(model: nn.Module, images: Tensor, targets: Sequence[TargetLike
     """
     sites = {t.site for t in targets if isinstance(t, Target) and t.site is not None}
     seen: dict[str, Tensor] = {}
-    logits, prefix, class_token = forward(model, images, {s: _keep(seen, s) for s in sites})
+    edits = edits or {}
+    points = {site: _keep(seen, site, edits.get(site)) for site in {*sites, *edits}}
+    logits, prefix, class_token = forward(model, images, points)
     values = []
     for target in targets:
         if isinstance(target, Tensor):
@@ -251,9 +261,13 @@ def require_finite_map(maps: Tensor, method: str) -> Tensor:
     return maps
 
 
-def _keep(seen: dict[str, Tensor], site: str) -> Callable[[Tensor], None]:
-    def keep(activation: Tensor) -> None:
-        seen[site] = activation
+def _keep(
+    seen: dict[str, Tensor], site: str, edit: Callable[[Tensor], Tensor | None] | None
+) -> Callable[[Tensor], Tensor | None]:
+    def keep(activation: Tensor) -> Tensor | None:
+        edited = None if edit is None else edit(activation)
+        seen[site] = activation if edited is None else edited
+        return edited
 
     return keep
 

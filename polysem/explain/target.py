@@ -77,9 +77,9 @@ class Target:
                 raise SpecError("a class has no tails and nothing to pool: give its number alone")
             return
         dims = parse_site(self.site).dims
-        if "query" in dims:
+        if not _has_units(self.site):
             raise SpecError(
-                f"{self.site} holds attention weights, which are no units; explain the heads of "
+                f"{self.site} decides where heads look and has no units; explain what they find: "
                 f"{self.site.rpartition('.')[0]}.hook_z"
             )
         if "head" in dims and self.tail == "lower":
@@ -108,7 +108,12 @@ def sites_of(model: nn.Module) -> list[str]:
         names = list(HookedVisionModel(model).hook_dict)
     except SpecError:
         return []
-    return [name for name in names if "query" not in parse_site(name).dims]
+    return [name for name in names if _has_units(name)]
+
+
+def _has_units(site: str) -> bool:
+    """Tell whether a site is something else than attention weights, queries or keys."""
+    return not site.endswith(("hook_q", "hook_k", "hook_attn_scores", "hook_pattern"))
 
 
 def parse_target(text: str, model: nn.Module, *, classes: Sequence[str] | None = None) -> Target:
@@ -147,7 +152,7 @@ def parse_target(text: str, model: nn.Module, *, classes: Sequence[str] | None =
     if colon or re.search(r"\bhook_|^blocks\.", text):
         if site in known:
             raise SpecError(f"{text!r} names a site; add a unit, as in {site}:0")
-        if site.endswith(("hook_pattern", "hook_attn_scores")):
+        if not _has_units(site):
             Target(0, site)  # says why not
         near = did_you_mean(site, known) or f"; it has {', '.join(known[:3])}, …"
         raise SpecError(f"this model has no site {site!r}{near if known else ''}")

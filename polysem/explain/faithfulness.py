@@ -15,7 +15,8 @@ from einops import rearrange
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from polysem.errors import DataError, NonFiniteError, SpecError
+from polysem.errors import DataError, SpecError
+from polysem.explain.forward import require_finite_map
 
 __all__ = [
     "Baseline",
@@ -24,7 +25,6 @@ __all__ = [
     "deletion_curve",
     "insertion_curve",
     "mask_energy",
-    "require_finite",
 ]
 
 Baseline = Literal["mean", "blur"]
@@ -150,7 +150,7 @@ def mask_energy(maps: Tensor, masks: Tensor) -> Tensor:
     """
     if maps.shape != masks.shape:
         raise DataError(f"maps of shape {tuple(maps.shape)} do not fit masks of {masks.shape}")
-    require_finite(maps)
+    require_finite_map(maps, "this method")
     positive = maps.double().clamp_min(0)
     total = positive.sum((1, 2))
     inside = (positive * masks).sum((1, 2))
@@ -189,7 +189,7 @@ def _ranks(maps: Tensor, pixels: Tensor, seed: int) -> Tensor:
         raise DataError(
             f"maps of shape {tuple(maps.shape)} do not fit pixels of shape {tuple(pixels.shape)}"
         )
-    require_finite(maps)
+    require_finite_map(maps, "this method")
     flat = maps.flatten(1)
     generator = torch.Generator().manual_seed(seed)
     shuffle = torch.rand(flat.shape, generator=generator).argsort(dim=1).to(flat.device)
@@ -197,10 +197,3 @@ def _ranks(maps: Tensor, pixels: Tensor, seed: int) -> Tensor:
     rank = torch.empty_like(order)
     places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
     return rank.scatter_(1, order, places).view(maps.shape)
-
-
-def require_finite(maps: Tensor) -> None:
-    """Refuse maps [image, y, x] that hold NaN or infinity, with a `NonFiniteError`."""
-    odd = ~maps.isfinite().flatten(1).all(1)
-    if odd.any():
-        raise NonFiniteError(f"the map of image {int(odd.nonzero()[0])} holds NaN or infinity")

@@ -6,44 +6,28 @@ table differ in the method alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from polysem.data.dataset import ImageData
-from polysem.errors import DataError, SpecError
+from polysem.errors import SpecError
+from polysem.explain.comparison import Comparison, curves_of, grid_scores, maps_of, prepare
 from polysem.explain.controls import CONTROLS
-from polysem.explain.faithfulness import (
-    Baseline,
-    area_under,
-    deletion_curve,
-    insertion_curve,
-    mask_energy,
-)
-from polysem.explain.forward import forward
+from polysem.explain.faithfulness import Baseline, area_under, mask_energy
 from polysem.explain.intervals import mean_interval
-from polysem.explain.methods import Method, choose_methods, left_out
-from polysem.explain.pictures import (
-    Pictures,
-    confidence_kind,
-    logits_of,
-    object_masks,
-    open_model,
-    read_pictures,
-    require_same_classes,
-)
-from polysem.explain.pointing import cell_scores, choose_grids, confidence_of, tile
+from polysem.explain.methods import METHODS, Method, applicable_methods, choose_methods
+from polysem.explain.pictures import open_model, read_pictures
 from polysem.models.load import LoadedModel
 from polysem.progress import progress_bar
 
-__all__ = ["MEANINGS", "Localisation", "localise"]
+__all__ = ["MEANINGS", "Gallery", "Localisation", "localise"]
 
 #: What the columns of `Localisation.table` hold.
 MEANINGS = {
@@ -106,24 +90,6 @@ class Gallery:
     maps: dict[str, npt.NDArray[np.float32]]
     titles: list[str]
     masks: npt.NDArray[np.bool_] | None
-
-
-@dataclass
-class _Work:
-    """What all methods are given."""
-
-    loaded: LoadedModel
-    pictures: Pictures
-    logits: Tensor
-    chosen: Tensor
-    masks: Tensor | None
-    grids: dict[int, tuple[Tensor, Tensor]]
-    smooth: int
-    baseline: Baseline
-    steps: int
-    batch_size: int
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    curves: list[pd.DataFrame] = field(default_factory=list)
 
 
 def localise(
@@ -205,154 +171,70 @@ def localise(
     loaded = open_model(model, device)
     network = loaded.model
     chosen = choose_methods(methods, network) if isinstance(methods, str) else dict(methods)
-    notes = left_out(network) if methods == "all" else []
     pictures = read_pictures(
         data, loaded.transform, limit=limit, seed=seed, device=next(network.parameters()).device
     )
-    if pictures.skipped:
-        notes.append(f"{len(pictures.skipped)} images left out: {pictures.skipped[0]}, …")
-    logits = logits_of(network, loaded.transform, pictures.pixels)
-    require_same_classes(loaded, pictures.source, logits.shape[1])
-    assert pictures.labels is not None
-    right = (logits.argmax(1) == pictures.labels).nonzero()[:, 0]
-    if not len(right):
-        raise DataError(
-            f"the model classifies none of {len(pictures):,} images of {pictures.source.name} "
-            "correctly, so there is no evidence to look for"
-        )
-    masks = object_masks(pictures, loaded.transform)
-    if masks is None:
-        notes.append(f"no mask energy: nothing tells where the objects of {data} are")
-    work = _Work(
-        loaded, pictures, logits, right[:n_images], masks, {}, smooth, baseline, steps, batch_size
-    )
-    for n in grids:
-        work.grids[n], note = _grid(work, n, n_grids, seed)
-        notes += note
+    comparison = prepare(
+        loaded, pictures, grids=grids, n_images=n_images, n_grids=n_grids, batch_size=batch_size,
+        seed=seed,
+    )  # fmt: skip
     every = {**chosen, **CONTROLS}
     maps: dict[str, Tensor] = {}
+    scores: list[pd.DataFrame] = []
+    curves: list[pd.DataFrame] = []
     with progress_bar(unit="methods", show=progress) as move:
         for done, (name, method) in enumerate(every.items()):
             move(name, done, len(every))
-            maps[name] = _compare(work, name, method)
-    scores = pd.DataFrame(work.scores)
+            for n in comparison.grids:
+                shares = grid_scores(comparison, method, n, smooth=smooth).mean(1)
+                keys = [f"grid {i}" for i in range(len(shares))]
+                scores.append(_scores(name, f"grid_{n}x{n}", keys, shares))
+            maps[name] = maps_of(comparison, method)
+            if comparison.masks is not None:
+                energy = mask_energy(maps[name], comparison.masks)
+                scores.append(_scores(name, "mask_energy", comparison.keys, energy))
+            followed = curves_of(comparison, maps[name], baseline=baseline, steps=steps)
+            for metric, curve in followed.items():
+                scores.append(_scores(name, metric, comparison.keys, area_under(curve)))
+                curves.append(_curve(name, metric, curve))
+    joined = pd.concat(scores, ignore_index=True)
     return Localisation(
-        table=_table(scores, chosen, work, seed),
-        scores=scores,
-        curves=pd.concat(work.curves, ignore_index=True),
-        gallery=_gallery(work, {name: maps[name] for name in chosen}, n_shown),
-        notes=tuple(notes),
+        table=_table(joined, chosen, comparison, seed),
+        scores=joined,
+        curves=pd.concat(curves, ignore_index=True),
+        gallery=_gallery(comparison, {name: maps[name] for name in chosen}, n_shown),
+        notes=(*comparison.notes, *(_left_out(network) if methods == "all" else ())),
     )
 
 
-def _grid(work: _Work, n: int, n_grids: int, seed: int) -> tuple[tuple[Tensor, Tensor], list[str]]:
-    """Return tiled pictures [grid, channel, y, x] in uint8 and the class of each cell."""
-    pictures, transform = work.pictures, work.loaded.transform
-    assert pictures.labels is not None
-    numbers = torch.from_numpy(
-        choose_grids(
-            work.logits, pictures.labels, n, confidence=confidence_kind(work.loaded),
-            limit=n_grids, seed=seed,
-        )  # fmt: skip
-    ).to(pictures.pixels.device)
-    tiles, notes = pictures.pixels[numbers], []
-    height, width = transform.size
-    grids = tile(tiles[:1])
-    try:
-        with torch.no_grad():
-            forward(work.loaded.model, transform.normalize(grids), {})
-        grids = tile(tiles)
-    except SpecError:
-        grids = tile(tiles, size=transform.size)
-        notes.append(
-            f"grid_{n}x{n}: this model takes no images of {n * height} × {n * width} px, so the "
-            f"pictures are shrunk into cells of {height // n} × {width // n} px"
-        )
-    return (grids, pictures.labels[numbers]), notes
+def _left_out(model: nn.Module) -> list[str]:
+    missing = [name for name in METHODS if name not in applicable_methods(model)]
+    return [f"left out, as this model cannot have them: {', '.join(missing)}"] if missing else []
 
 
-def _compare(work: _Work, name: str, method: Method) -> Tensor:
-    """Score one method by all metrics, and return its maps of the chosen pictures."""
-    network, transform = work.loaded.model, work.loaded.transform
-    for n, (grids, classes) in work.grids.items():
-        size = max(1, work.batch_size // n)
-        for start in range(0, len(grids), size):
-            shares = cell_scores(
-                _asking(method, network),
-                transform.normalize(grids[start : start + size]),
-                classes[start : start + size],
-                smooth=work.smooth,
-            ).mean(1)
-            for i, value in enumerate(shares.tolist(), start=start):
-                work.scores.append(_score(name, f"grid_{n}x{n}", f"grid {i}", value))
-    pixels, labels = work.pictures.pixels[work.chosen], _labels(work)[work.chosen]
-    maps = torch.cat(
-        [
-            _asking(method, network)(transform.normalize(some), classes)
-            for some, classes in zip(
-                pixels.split(work.batch_size), labels.split(work.batch_size), strict=True
-            )
-        ]
+def _scores(method: str, metric: str, keys: list[str], values: Tensor) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"method": method, "metric": metric, "key": keys, "value": values.double().cpu().numpy()}
     )
-    for metric, values in _faithfulness(work, name, pixels, maps, labels):
-        for key, value in zip(_keys(work), values.tolist(), strict=True):
-            work.scores.append(_score(name, metric, key, value))
-    return maps
 
 
-def _faithfulness(
-    work: _Work, name: str, pixels: Tensor, maps: Tensor, labels: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    if work.masks is not None:
-        yield "mask_energy", mask_energy(maps, work.masks[work.chosen])
-    kind, model, transform = confidence_kind(work.loaded), work.loaded.model, work.loaded.transform
-
-    def predict(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
-            whole = (pixels * 255).round().to(torch.uint8)
-            return confidence_of(model(transform.normalize(whole)), kind)
-
-    for metric, curve_of in (("deletion", deletion_curve), ("insertion", insertion_curve)):
-        curve = curve_of(
-            predict, pixels.float() / 255, maps, labels, baseline=work.baseline, steps=work.steps
-        ).cpu()
-        work.curves.append(
-            pd.DataFrame(
-                {
-                    "method": name,
-                    "curve": metric,
-                    "share": np.linspace(0, 1, work.steps + 1),
-                    "confidence": curve.double().mean(0).numpy(),
-                }
-            )
-        )
-        yield metric, area_under(curve)
-
-
-def _asking(method: Method, network: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda images, classes: method(network, images, classes)
-
-
-def _labels(work: _Work) -> Tensor:
-    assert work.pictures.labels is not None
-    return work.pictures.labels
-
-
-def _keys(work: _Work) -> list[str]:
-    pictures = work.pictures
-    return [pictures.source.keys[int(pictures.indices[i])] for i in work.chosen.tolist()]
-
-
-def _score(method: str, metric: str, key: str, value: float) -> dict[str, Any]:
-    return {"method": method, "metric": metric, "key": key, "value": value}
+def _curve(method: str, metric: str, curve: Tensor) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "method": method,
+            "curve": metric,
+            "share": np.linspace(0, 1, curve.shape[1]),
+            "confidence": curve.double().mean(0).cpu().numpy(),
+        }
+    )
 
 
 def _table(
-    scores: pd.DataFrame, methods: Mapping[str, Method], work: _Work, seed: int
+    scores: pd.DataFrame, methods: Mapping[str, Method], comparison: Comparison, seed: int
 ) -> pd.DataFrame:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (method, metric), group in scores.groupby(["method", "metric"], sort=False):
-        value, low, high = mean_interval(group["value"], seed=seed)
+        value, low, high = mean_interval(group["value"].to_numpy(), seed=seed)
         rows.append(
             {
                 "method": method,
@@ -362,7 +244,7 @@ def _table(
                 "value": value,
                 "low": low,
                 "high": high,
-                "chance": _chance(str(metric), work),
+                "chance": _chance(str(metric), comparison),
                 "n": len(group),
             }
         )
@@ -371,26 +253,23 @@ def _table(
     return table
 
 
-def _chance(metric: str, work: _Work) -> float:
+def _chance(metric: str, comparison: Comparison) -> float:
     if metric.startswith("grid_"):
         return 1 / int(metric.rpartition("x")[2]) ** 2
-    if metric == "mask_energy":
-        assert work.masks is not None
-        return float(work.masks[work.chosen].double().mean())
+    if metric == "mask_energy" and comparison.masks is not None:
+        return float(comparison.masks.double().mean())
     return float("nan")
 
 
-def _gallery(work: _Work, maps: Mapping[str, Tensor], n_shown: int) -> Gallery:
+def _gallery(comparison: Comparison, maps: Mapping[str, Tensor], n_shown: int) -> Gallery:
     """Choose pictures of as many classes as there are, and what is drawn of them."""
-    labels = _labels(work)[work.chosen].cpu().numpy()
+    labels = comparison.classes.cpu().numpy()
     turn = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
     shown = np.lexsort((labels, turn))[:n_shown]  # one of each class, then the next of each
-    source = work.pictures.source
-    names = work.loaded.classes or source.classes
-    pick = work.chosen[torch.from_numpy(shown).to(work.chosen.device)]
+    names, masks = comparison.loaded.classes, comparison.masks
     return Gallery(
-        pictures=work.pictures.pixels[pick].permute(0, 2, 3, 1).contiguous().cpu().numpy(),
-        maps={name: values.cpu().float().numpy()[shown] for name, values in maps.items()},
+        pictures=comparison.pixels.permute(0, 2, 3, 1).cpu().numpy()[shown],
+        maps={name: values.float().cpu().numpy()[shown] for name, values in maps.items()},
         titles=[names[i] if names else f"class {i}" for i in labels[shown]],
-        masks=None if work.masks is None else work.masks[pick].cpu().numpy(),
+        masks=None if masks is None else masks.cpu().numpy()[shown],
     )

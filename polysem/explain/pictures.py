@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Pictures:
     """
 
     source: ImageData
-    indices: np.ndarray
+    indices: npt.NDArray[np.int64]
     pixels: Tensor
     labels: Tensor | None
     skipped: list[ImageError]
@@ -59,11 +60,17 @@ class Pictures:
         return len(self.pixels)
 
 
-def open_model(model: str | Path | LoadedModel, device: str) -> LoadedModel:
+def open_model(
+    model: str | Path | LoadedModel,
+    device: str,
+    *,
+    weights: Path | None = None,
+    arch: str | None = None,
+) -> LoadedModel:
     """Return the model of a spec on a device; one that is loaded stays where it is."""
     if isinstance(model, LoadedModel):
         return model
-    return load_model(str(model), device=choose_device(device))
+    return load_model(str(model), weights=weights, arch=arch, device=choose_device(device))
 
 
 def read_pictures(
@@ -128,37 +135,37 @@ def confidence_kind(loaded: LoadedModel) -> Confidence:
     if loss in ("bce", "cross_entropy"):
         return "sigmoid" if loss == "bce" else "softmax"
     layers = (BcosLinear, BcosConv2d)
-    return (
-        "sigmoid" if any(isinstance(m, layers) for m in loaded.model.modules()) else "softmax"
-    )
+    return "sigmoid" if any(isinstance(m, layers) for m in loaded.model.modules()) else "softmax"
 
 
-def require_same_classes(loaded: LoadedModel, source: ImageData, n_logits: int) -> None:
-    """Refuse data whose labels are not the model's classes.
+def require_same_classes(loaded: LoadedModel, pictures: Pictures, n_logits: int) -> Tensor:
+    """Return the labels of pictures if they are the model's classes.
 
     Raises
     ------
     DataError
         If there are no labels, or others.
     """
-    if source.labels is None:
+    source, labels = pictures.source, pictures.labels
+    if labels is None:
         raise DataError(
-            f"{source.name} has no labels, and without them nobody knows where a class is"
+            f"{source.name} has no labels, and without them nobody knows which class is where"
         )
     if loaded.classes is not None and source.classes is not None:
         if loaded.classes == source.classes:
-            return
+            return labels
         raise DataError(
             f"the model knows {len(loaded.classes)} classes ({', '.join(loaded.classes[:3])}, …), "
             f"{source.name} has {len(source.classes)} others ({', '.join(source.classes[:3])}, …): "
             "give data with the labels that the model has learnt"
         )
-    n_classes = len(source.classes) if source.classes else int(source.labels.max()) + 1
+    n_classes = len(source.classes) if source.classes else int(labels.max()) + 1
     if n_classes != n_logits:
         raise DataError(
             f"the model has {n_logits} outputs, {source.name} {n_classes} classes: give data with "
             "the labels that the model has learnt"
         )
+    return labels
 
 
 def object_masks(pictures: Pictures, transform: Transform) -> Tensor | None:
@@ -167,9 +174,11 @@ def object_masks(pictures: Pictures, transform: Transform) -> Tensor | None:
     Exact, as what is drawn is known: what can be seen of the largest object of `Shapes`, scaled and
     cropped like the picture. None for other data.
     """
-    source, numbers = pictures.source, pictures.indices
+    source: ImageData = pictures.source
+    numbers = pictures.indices
     while isinstance(source, Subset):
-        source, numbers = source.whole, source.indices[numbers]
+        numbers = source.indices[numbers]
+        source = source.whole
     if not isinstance(source, Shapes):
         return None
     masks = []

@@ -1,4 +1,4 @@
-"""The grid pointing game: does what speaks for a class lie on the picture of that class?
+"""The grid pointing game: whether what speaks for a class lies on its picture.
 
 Pictures of different classes are tiled n × n, and the logit of each is explained in turn. The
 score is the share of positive contribution that falls into the cell of the class itself.
@@ -11,6 +11,7 @@ confidence is a sigmoid for every model; here a model trained with softmax is as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -22,7 +23,7 @@ from einops import rearrange
 from torch import Tensor
 
 from polysem.errors import DataError, SpecError
-from polysem.explain.faithfulness import require_finite
+from polysem.explain.forward import require_finite_map
 
 __all__ = [
     "Confidence",
@@ -193,7 +194,7 @@ def positive_shares(maps: Tensor, n: int) -> Tensor:
 
     All are 0 where nothing is positive.
     """
-    require_finite(maps)
+    require_finite_map(maps, "this method")
     positive = maps.clamp_min(0)
     top, left = cell_edges(maps.shape[1], n), cell_edges(maps.shape[2], n)
     mass = torch.stack(
@@ -220,7 +221,7 @@ def _smoothed(maps: Tensor, window: int) -> Tensor:
 
 
 def _side(cells: int) -> int:
-    n = round(cells**0.5)
+    n = math.isqrt(cells)
     if n * n != cells:
         raise SpecError(f"{cells} cells are no square grid")
     return n

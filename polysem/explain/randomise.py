@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ class Randomised:
         self._model = deepcopy(model).eval()
         self._trained = {name: value.clone() for name, value in _tensors(model)}
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(_unlike_training(seed))
             self._fresh = {name: value.to(images.device) for name, value in _tensors(build())}
         odd = [
             name
@@ -130,6 +131,11 @@ class Randomised:
             with _measuring(norms):
                 self._model(self._images)
         return self._model
+
+
+def _unlike_training(seed: int) -> int:
+    """Return another seed: with a trained model's own it would get back its first weights."""
+    return int(np.random.SeedSequence([seed, *b"sanity"]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -41,7 +41,7 @@ def slow_curve(maps: Tensor, steps: int, *, insertion: bool) -> list[list[float]
     curves = []
     for pixels, values, target in zip(PIXELS, maps, TARGETS, strict=True):
         away = pixels.mean((1, 2))
-        order = sorted(((-values[y, x].item(), y, x) for y in range(5) for x in range(8)))
+        order = sorted((-values[y, x].item(), y, x) for y in range(5) for x in range(8))
         curve = []
         for step in range(steps + 1):
             changed = order[: round(step * 40 / steps)]

@@ -11,7 +11,9 @@ import typer
 
 from polysem.cli.bench import bench
 from polysem.cli.demo import demo
+from polysem.cli.localise import localise
 from polysem.cli.probe import probe
+from polysem.cli.sanity import sanity
 from polysem.cli.show import show
 from polysem.cli.train import train
 from polysem.errors import PolysemError
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, train, demo):
+for _command in (probe, show, localise, sanity, train, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -8,8 +8,20 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from polysem.errors import SpecError, did_you_mean
-from polysem.explain.baselines import input_gradient
+from polysem.explain.baselines import input_gradient, integrated_gradients
+from polysem.explain.cam import (
+    eigencam,
+    eigengradcam,
+    gradcam,
+    gradcam_elementwise,
+    gradcam_plusplus,
+    hirescam,
+    layercam,
+    xgradcam,
+)
+from polysem.explain.cam_layer import require_maps
 from polysem.explain.linear import bcos, require_bcos
+from polysem.explain.rollout import gradient_rollout, raw_attention, require_attention, rollout
 from polysem.explain.target import TargetLike
 
 __all__ = ["METHODS", "Method", "applicable_methods", "choose_methods"]
@@ -31,7 +43,19 @@ def _any_model(model: nn.Module) -> None:
 #: What each method asks of a model: a function that raises SpecError where it cannot be had.
 _NEEDS: dict[Method, Callable[[nn.Module], None]] = {
     bcos: require_bcos,
+    gradcam: require_maps,
+    hirescam: require_maps,
+    gradcam_plusplus: require_maps,
+    gradcam_elementwise: require_maps,
+    xgradcam: require_maps,
+    layercam: require_maps,
+    eigencam: require_maps,
+    eigengradcam: require_maps,
+    rollout: require_attention,
+    gradient_rollout: require_attention,
+    raw_attention: require_attention,
     input_gradient: _any_model,
+    integrated_gradients: _any_model,
 }
 
 #: Every method by its function's name.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from polysem.data.dataset import ImageData
 from polysem.errors import SpecError
+from polysem.explain.colour import colour
 from polysem.explain.comparison import Comparison, curves_of, grid_scores, maps_of, prepare
 from polysem.explain.controls import CONTROLS
 from polysem.explain.faithfulness import Baseline, area_under, mask_energy
@@ -80,6 +81,8 @@ class Gallery:
     pictures : uint8 array [image, y, x, 3]
     maps : dict of str to float array [image, y, x]
         Signed contributions, by method.
+    colours : float array [image, y, x, 4] or None
+        Explanations in colour, RGBA, where the network is of B-cos layers.
     titles : list of str
         Class of each picture.
     masks : bool array [image, y, x] or None
@@ -88,6 +91,7 @@ class Gallery:
 
     pictures: npt.NDArray[np.uint8]
     maps: dict[str, npt.NDArray[np.float32]]
+    colours: npt.NDArray[np.float32] | None
     titles: list[str]
     masks: npt.NDArray[np.bool_] | None
 
@@ -267,9 +271,14 @@ def _gallery(comparison: Comparison, maps: Mapping[str, Tensor], n_shown: int) -
     turn = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
     shown = np.lexsort((labels, turn))[:n_shown]  # one of each class, then the next of each
     names, masks = comparison.loaded.classes, comparison.masks
+    coloured = None
+    if "bcos" in maps:
+        images = comparison.loaded.transform.normalize(comparison.pixels[shown])
+        coloured = colour(comparison.network, images, comparison.classes[shown]).cpu()
     return Gallery(
         pictures=comparison.pixels.permute(0, 2, 3, 1).cpu().numpy()[shown],
         maps={name: values.float().cpu().numpy()[shown] for name, values in maps.items()},
+        colours=None if coloured is None else coloured.permute(0, 2, 3, 1).numpy(),
         titles=[names[i] if names else f"class {i}" for i in labels[shown]],
         masks=None if masks is None else masks.cpu().numpy()[shown],
     )

@@ -21,10 +21,11 @@ from polysem.errors import SpecError
 from polysem.explain.colour import colour
 from polysem.explain.comparison import Comparison, curves_of, grid_scores, maps_of, prepare
 from polysem.explain.controls import CONTROLS
-from polysem.explain.faithfulness import Baseline, area_under, mask_energy
+from polysem.explain.faithfulness import Baseline, area_under, check_baseline, mask_energy
 from polysem.explain.intervals import mean_interval
 from polysem.explain.methods import METHODS, Method, applicable_methods, choose_methods
 from polysem.explain.pictures import open_model, read_pictures
+from polysem.explain.pointing import check_smooth
 from polysem.models.load import LoadedModel
 from polysem.progress import progress_bar
 
@@ -172,6 +173,13 @@ def localise(
     }.items():  # fmt: skip
         if value is not None and value < 1:
             raise SpecError(f"{name} must be at least 1, not {value}")
+    for n in grids:
+        if n < 2:
+            raise SpecError(f"a grid needs at least 2 × 2 cells, not {n} × {n}")
+    if seed < 0:
+        raise SpecError(f"the seed must not be negative, got {seed}")
+    check_smooth(smooth)
+    check_baseline(baseline)
     loaded = open_model(model, device)
     network = loaded.model
     chosen = choose_methods(methods, network) if isinstance(methods, str) else dict(methods)

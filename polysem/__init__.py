@@ -14,6 +14,7 @@ from polysem import _timm
 __all__ = [
     "HookedVisionModel",
     "Run",
+    "explain",
     "load_data",
     "load_model",
     "probe",
@@ -22,6 +23,7 @@ __all__ = [
 _HOME = {
     "HookedVisionModel": "polysem.models.hooked",
     "Run": "polysem.store.run",
+    "explain": "polysem.explain",
     "load_data": "polysem.data.sources",
     "load_model": "polysem.models.load",
     "probe": "polysem.probe",
@@ -33,8 +35,8 @@ _timm.register_models_on_import()
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'polysem' has no attribute {name!r}")
-    if name == "probe":  # the package itself, which can be called
-        return import_module("polysem.probe")
+    if name in ("explain", "probe"):  # the package itself, which can be called
+        return import_module(_HOME[name])
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from polysem.cli.bench import bench
 from polysem.cli.demo import demo
+from polysem.cli.explain import explain
 from polysem.cli.localise import localise
 from polysem.cli.probe import probe
 from polysem.cli.sanity import sanity
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, localise, sanity, train, demo):
+for _command in (probe, show, explain, localise, sanity, train, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -7,11 +7,12 @@ that prepares a model for that and puts everything back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polysem.errors import NonFiniteError, SpecError, did_you_mean
 from polysem.explain.target import Target, TargetLike
@@ -29,10 +30,17 @@ __all__ = [
 
 
 @contextmanager
-def explaining(model: nn.Module) -> Iterator[None]:
+def explaining(model: nn.Module, *, kernels_for_rows: bool = False) -> Iterator[None]:
     """Prepare a model to be explained: evaluation mode, parameters frozen, gradients recorded.
 
     Everything is put back at the end, also when the body raises.
+
+    Parameters
+    ----------
+    model : nn.Module
+    kernels_for_rows : bool, default False
+        Run attention in parts. These keep the pattern, which pays off from two rows of gradients
+        on, and unlike the fused kernel they go backwards for many rows at a time.
 
     Raises
     ------
@@ -48,7 +56,11 @@ def explaining(model: nn.Module) -> Iterator[None]:
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if kernels_for_rows:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
     finally:
         for module in training:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from timm.layers import Attention, BlurPool2d, DropPath, LayerScale, SelectAdaptivePool2d
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from polysem.errors import SpecError
 from polysem.explain.forward import explaining, forward, require_finite_map, target_values
@@ -251,21 +250,9 @@ def _holds_nothing(module: nn.Module) -> bool:
 
 @contextmanager
 def summarising(model: nn.Module, *, kernels_for_rows: bool = False) -> Iterator[None]:
-    """Hold fixed what makes up W(x), so that gradients are its rows.
-
-    Parameters
-    ----------
-    model : nn.Module
-    kernels_for_rows : bool, default False
-        Run attention in parts. These keep the pattern, which pays off from two rows on, and
-        unlike the fused kernel they go backwards for many rows at a time.
-    """
-    with explaining(model), explanation_mode(model):
-        if not kernels_for_rows:
-            yield
-            return
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+    """Hold fixed what makes up W(x), so that gradients are its rows; see `explaining`."""
+    with explaining(model, kernels_for_rows=kernels_for_rows), explanation_mode(model):
+        yield
 
 
 def rows(values: Tensor, start: Tensor, *, rows_at_a_time: int | None = None) -> Tensor:

@@ -10,7 +10,9 @@ import random
 import re
 import signal
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 import polysem
 from polysem.data.shapes import Shapes
 from polysem.errors import SpecError
+from polysem.explain.localise import localise
+from polysem.explain.sanity import sanity_checks
 from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
@@ -107,6 +111,36 @@ def probe_patterns(work: Work) -> None:
     probe(work, patterns=True, pooled=True)
 
 
+class Labelled(Shapes):
+    """Drawn images whose labels take turns, so that a model is sometimes right."""
+
+    def __init__(self) -> None:
+        super().__init__("test", n=10, size=32)
+        self.labels, self.classes = np.arange(10) % 5, None
+
+
+def loaded_by_hand(work: Work) -> LoadedModel:
+    size, inverse = tuple(work.images.shape[2:]), work.images.shape[1] == 6
+    return LoadedModel(
+        model=work.model, transform=Transform(size=size, inverse=inverse), classes=None,
+        name="small", spec="small", sha256="0" * 64, build=partial(deepcopy, work.model),
+    )  # fmt: skip
+
+
+def compare_methods(work: Work) -> None:
+    localise(
+        loaded_by_hand(work), Labelled(), methods="input_gradient", grids=(), steps=2,
+        n_images=2, progress=False,
+    )  # fmt: skip
+
+
+def check_sanity(work: Work) -> None:
+    sanity_checks(
+        loaded_by_hand(work), Labelled(), methods="input_gradient", orders=("independent",),
+        n_images=2, progress=False,
+    )  # fmt: skip
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -114,7 +148,10 @@ USERS: list[Callable[[Work], None]] = [
     explain,
     probe,
     probe_patterns,
+    compare_methods,
+    check_sanity,
 ]
+WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]
 
 CASES = [
@@ -122,7 +159,7 @@ CASES = [
     for user in USERS
     for network in ("class_token", "bcos", "resnet18")
     for way in WAYS
-    if not (user is explain and way == "unknown site")  # it takes no site
+    if not (user in WITHOUT_SITE and way == "unknown site")
     if not (user is probe_patterns and network == "resnet18")  # it has no patterns
 ]
 

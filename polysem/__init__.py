@@ -17,7 +17,9 @@ __all__ = [
     "explain",
     "load_data",
     "load_model",
+    "localise",
     "probe",
+    "sanity_checks",
 ]
 
 _HOME = {
@@ -26,7 +28,9 @@ _HOME = {
     "explain": "polysem.explain",
     "load_data": "polysem.data.sources",
     "load_model": "polysem.models.load",
+    "localise": "polysem.explain.localise",
     "probe": "polysem.probe",
+    "sanity_checks": "polysem.explain.sanity",
 }
 
 _timm.register_models_on_import()

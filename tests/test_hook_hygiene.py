@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import re
 import shutil
 import signal
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from polysem.errors import SpecError
 from polysem.explain.baselines import input_gradient
 from polysem.explain.completeness import check
 from polysem.explain.linear import linear_map, require_linear
+from polysem.explain.localise import localise
 from polysem.explain.methods import applicable_methods
 from polysem.explain.run_maps import explain_run
+from polysem.explain.sanity import sanity_checks
 from polysem.explain.target import Target, sites_of
 from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
@@ -120,7 +123,7 @@ def account(work: Work) -> None:
 def explain_exemplars(work: Work) -> None:
     """The probe before is a user of its own; a run of a whole model is explained by this one."""
     site = work.site if work.site in sites_of(work.model) else work.site.removesuffix("s")
-    whole = copy.deepcopy(work.model)
+    whole = deepcopy(work.model)
     for module in whole.modules():
         for name, child in module.named_children():
             if isinstance(child, Broken):
@@ -163,6 +166,36 @@ def probe_patterns(work: Work) -> None:
     probe(work, patterns=True, pooled=True)
 
 
+class Labelled(Shapes):
+    """Drawn images whose labels take turns, so that a model is sometimes right."""
+
+    def __init__(self) -> None:
+        super().__init__("test", n=10, size=32)
+        self.labels, self.classes = np.arange(10) % 5, None
+
+
+def loaded_by_hand(work: Work) -> LoadedModel:
+    size, inverse = tuple(work.images.shape[2:]), work.images.shape[1] == 6
+    return LoadedModel(
+        model=work.model, transform=Transform(size=size, inverse=inverse), classes=None,
+        name="small", spec="small", sha256="0" * 64, build=partial(deepcopy, work.model),
+    )  # fmt: skip
+
+
+def compare_methods(work: Work) -> None:
+    localise(
+        loaded_by_hand(work), Labelled(), methods="input_gradient", grids=(), steps=2,
+        n_images=2, progress=False,
+    )  # fmt: skip
+
+
+def check_sanity(work: Work) -> None:
+    sanity_checks(
+        loaded_by_hand(work), Labelled(), methods="input_gradient", orders=("independent",),
+        n_images=2, progress=False,
+    )  # fmt: skip
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -173,7 +206,10 @@ USERS: list[Callable[[Work], None]] = [
     explain_by_all,
     account,
     explain_exemplars,
+    compare_methods,
+    check_sanity,
 ]
+WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]
 
 CASES = [
@@ -181,7 +217,7 @@ CASES = [
     for user in USERS
     for network in ("class_token", "bcos", "resnet18")
     for way in WAYS
-    if not (user is explain and way == "unknown site")  # it takes no site
+    if not (user in WITHOUT_SITE and way == "unknown site")
     if not (user is probe_patterns and network == "resnet18")  # it has no patterns
 ]
 

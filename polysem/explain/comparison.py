@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polysem.errors import DataError, SpecError
 from polysem.explain.faithfulness import Baseline, deletion_curve, insertion_curve
-from polysem.explain.forward import forward
+from polysem.explain.forward import explaining, forward
 from polysem.explain.methods import Method
 from polysem.explain.pictures import (
     Pictures,
@@ -138,7 +138,7 @@ def prepare(
 def _tiled(loaded: LoadedModel, pictures: Tensor, n: int) -> tuple[Tensor, str | None]:
     """Tile pictures [grid, cell, channel, y, x] at full size, or shrunk, with the reason."""
     try:
-        with torch.inference_mode():
+        with explaining(loaded.model), torch.inference_mode():
             forward(loaded.model, loaded.transform.normalize(tile(pictures[:1])), {})
     except SpecError:
         height, width = loaded.transform.size
@@ -186,9 +186,8 @@ def curves_of(
     transform, confidence = comparison.loaded.transform, confidence_kind(comparison.loaded)
 
     def predict(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
-            whole = (pixels * 255).round().to(torch.uint8)
-            return confidence_of(comparison.network(transform.normalize(whole)), confidence)
+        whole = (pixels * 255).round().to(torch.uint8)
+        return confidence_of(logits_of(comparison.network, transform, whole), confidence)
 
     pixels = comparison.pixels.float() / 255
     return {

@@ -7,6 +7,7 @@ import torch
 from skimage.filters import sobel
 from torch import Tensor, nn
 
+from polysem.explain.forward import explaining
 from polysem.explain.methods import Method
 from polysem.explain.target import TargetLike
 
@@ -31,7 +32,7 @@ def noise(model: nn.Module, images: Tensor, target: TargetLike) -> Tensor:
     Drawn from the numbers that the network gives for the images, so that the same question gets
     the same answer, and any other question an unrelated one.
     """
-    with torch.inference_mode():
+    with explaining(model), torch.inference_mode():
         logits = model(images).double().cpu()
     asked = target if isinstance(target, Tensor) else torch.full((len(images),), target.unit)
     maps = []

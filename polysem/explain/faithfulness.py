@@ -8,7 +8,7 @@ the exact outline of the object in place of a bounding box.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -22,6 +22,7 @@ __all__ = [
     "Baseline",
     "area_under",
     "baseline_of",
+    "check_baseline",
     "deletion_curve",
     "insertion_curve",
     "mask_energy",
@@ -41,13 +42,18 @@ def baseline_of(pixels: Tensor, kind: Baseline) -> Tensor:
         Each picture's mean colour, or the picture blurred with σ of an eighth of its shorter side,
         which keeps coarse colours.
     """
+    check_baseline(kind)
     if kind == "mean":
         return pixels.mean((2, 3), keepdim=True).expand_as(pixels)
-    if kind != "blur":
-        raise SpecError(f"no baseline is called {kind!r}; choose mean or blur")
     sigma = min(pixels.shape[2:]) / 8
     blurred = gaussian_filter(pixels.cpu().numpy(), sigma, mode="reflect", axes=(2, 3))
     return torch.from_numpy(blurred).to(pixels)
+
+
+def check_baseline(kind: str) -> None:
+    """Refuse a baseline that is not known, with a `SpecError`."""
+    if kind not in get_args(Baseline):
+        raise SpecError(f"no baseline is called {kind!r}; choose mean or blur")
 
 
 def deletion_curve(

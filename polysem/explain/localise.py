@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from polysem.data.dataset import ImageData
 from polysem.errors import SpecError
+from polysem.explain.colour import colour
 from polysem.explain.comparison import Comparison, curves_of, grid_scores, maps_of, prepare
 from polysem.explain.controls import CONTROLS
-from polysem.explain.faithfulness import Baseline, area_under, mask_energy
+from polysem.explain.faithfulness import Baseline, area_under, check_baseline, mask_energy
 from polysem.explain.intervals import mean_interval
 from polysem.explain.methods import METHODS, Method, applicable_methods, choose_methods
 from polysem.explain.pictures import open_model, read_pictures
+from polysem.explain.pointing import check_smooth
 from polysem.models.load import LoadedModel
 from polysem.progress import progress_bar
 
@@ -80,6 +82,8 @@ class Gallery:
     pictures : uint8 array [image, y, x, 3]
     maps : dict of str to float array [image, y, x]
         Signed contributions, by method.
+    colours : float array [image, y, x, 4] or None
+        Explanations in colour, RGBA, where the network is of B-cos layers.
     titles : list of str
         Class of each picture.
     masks : bool array [image, y, x] or None
@@ -88,6 +92,7 @@ class Gallery:
 
     pictures: npt.NDArray[np.uint8]
     maps: dict[str, npt.NDArray[np.float32]]
+    colours: npt.NDArray[np.float32] | None
     titles: list[str]
     masks: npt.NDArray[np.bool_] | None
 
@@ -168,6 +173,13 @@ def localise(
     }.items():  # fmt: skip
         if value is not None and value < 1:
             raise SpecError(f"{name} must be at least 1, not {value}")
+    for n in grids:
+        if n < 2:
+            raise SpecError(f"a grid needs at least 2 × 2 cells, not {n} × {n}")
+    if seed < 0:
+        raise SpecError(f"the seed must not be negative, got {seed}")
+    check_smooth(smooth)
+    check_baseline(baseline)
     loaded = open_model(model, device)
     network = loaded.model
     chosen = choose_methods(methods, network) if isinstance(methods, str) else dict(methods)
@@ -267,9 +279,14 @@ def _gallery(comparison: Comparison, maps: Mapping[str, Tensor], n_shown: int) -
     turn = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
     shown = np.lexsort((labels, turn))[:n_shown]  # one of each class, then the next of each
     names, masks = comparison.loaded.classes, comparison.masks
+    coloured = None
+    if "bcos" in maps:
+        images = comparison.loaded.transform.normalize(comparison.pixels[shown])
+        coloured = colour(comparison.network, images, comparison.classes[shown]).cpu()
     return Gallery(
         pictures=comparison.pixels.permute(0, 2, 3, 1).cpu().numpy()[shown],
         maps={name: values.float().cpu().numpy()[shown] for name, values in maps.items()},
+        colours=None if coloured is None else coloured.permute(0, 2, 3, 1).numpy(),
         titles=[names[i] if names else f"class {i}" for i in labels[shown]],
         masks=None if masks is None else masks.cpu().numpy()[shown],
     )

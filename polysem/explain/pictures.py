@@ -18,6 +18,7 @@ from polysem.data.sources import load_data
 from polysem.data.subset import Subset
 from polysem.device import choose_device
 from polysem.errors import DataError, ImageError
+from polysem.explain.forward import explaining
 from polysem.explain.pointing import Confidence
 from polysem.models.bcos import BcosConv2d, BcosLinear
 from polysem.models.load import LoadedModel, load_model
@@ -120,8 +121,8 @@ def read_pictures(
 def logits_of(
     model: nn.Module, transform: Transform, pixels: Tensor, *, batch_size: int = 64
 ) -> Tensor:
-    """Return the logits [image, class] of uint8 pixels [image, channel, y, x]."""
-    with torch.inference_mode():
+    """Return logits [image, class] of uint8 pixels [image, channel, y, x], in evaluation mode."""
+    with explaining(model), torch.inference_mode():
         return torch.cat([model(transform.normalize(part)) for part in pixels.split(batch_size)])
 
 

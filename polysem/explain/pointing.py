@@ -29,6 +29,7 @@ __all__ = [
     "Confidence",
     "cell_edges",
     "cell_scores",
+    "check_smooth",
     "choose_grids",
     "confidence_of",
     "positive_shares",
@@ -209,9 +210,14 @@ def positive_shares(maps: Tensor, n: int) -> Tensor:
     return torch.where(total > 0, mass / total.where(total > 0, 1), 0)
 
 
-def _smoothed(maps: Tensor, window: int) -> Tensor:
+def check_smooth(window: int) -> None:
+    """Refuse a window without a middle, with a `SpecError`."""
     if window < 1 or window % 2 == 0:
         raise SpecError(f"smooth must be an odd number of pixels, not {window}")
+
+
+def _smoothed(maps: Tensor, window: int) -> Tensor:
+    check_smooth(window)
     if window == 1:
         return maps
     # at the border the mean is of what is inside of the picture

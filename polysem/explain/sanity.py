@@ -119,6 +119,10 @@ def sanity_checks(
     for name, value in {"n_images": n_images, "batch_size": batch_size}.items():
         if value < 1:
             raise SpecError(f"{name} must be at least 1, not {value}")
+    if by not in get_args(By):
+        raise SpecError(f"a layer is a block or module, not {by!r}")
+    if seed < 0:
+        raise SpecError(f"the seed must not be negative, got {seed}")
     loaded = open_model(model, device)
     other = None if permuted is None else open_model(permuted, device)
     chosen = choose_methods(methods, loaded.model) if isinstance(methods, str) else dict(methods)

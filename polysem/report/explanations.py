@@ -226,7 +226,7 @@ def gallery_figure(
     titles: Sequence[str],
     *,
     masks: npt.NDArray[np.bool_] | None = None,
-    colours: Mapping[str, npt.NDArray[np.floating]] | None = None,
+    colours: npt.NDArray[np.floating] | None = None,
     title: str,
     subtitle: str,
 ) -> Figure:
@@ -242,12 +242,11 @@ def gallery_figure(
         What each picture is explained for.
     masks : bool array [image, y, x], optional
         Drawn as an outline on pictures and maps.
-    colours : mapping of str to array [image, y, x, 4], optional
+    colours : array [image, y, x, 4], optional
         Explanations in colour, RGBA in [0, 1], drawn on white before the maps.
     title, subtitle : str
     """
-    colours = colours or {}
-    columns = ["picture", *colours, *maps]
+    columns = ["picture", *([] if colours is None else ["in colour"]), *maps]
     label, gap = 0.6, 0.05
     cell = min(0.95, max(0.62, (INNER - label) / len(columns) - gap))
     width = max(WIDTH, 2 * MARGIN + label + len(columns) * (cell + gap))
@@ -264,7 +263,7 @@ def gallery_figure(
         y = top + r * (cell * aspect + gap)
         write(sheet, MARGIN, y + cell * aspect / 2, titles[r], width=label - 0.08)
         shown: list[tuple[npt.NDArray[Any], bool]]
-        shown = [(picture, False), *((value[r], False) for value in colours.values())]
+        shown = [(picture, False), *([] if colours is None else [(colours[r], False)])]
         shown += [(value[r], True) for value in maps.values()]
         for c, (values, signed) in enumerate(shown):
             axes = panel(sheet, MARGIN + label + c * (cell + gap), y, cell, cell * aspect)

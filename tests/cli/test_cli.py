@@ -66,12 +66,14 @@ def test_help_is_there_before_torch() -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("probe", "show", "train", "demo", "bench"):
+    for command in ("probe", "show", "localise", "sanity", "train", "demo", "bench"):
         assert command in done.stdout
 
 
 @pytest.mark.parametrize(
-    "command", [["probe"], ["show"], ["train"], ["demo"], ["bench", "probe"]], ids=" ".join
+    "command",
+    [["probe"], ["show"], ["localise"], ["sanity"], ["train"], ["demo"], ["bench", "probe"]],
+    ids=" ".join,
 )
 def test_every_command_gives_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]

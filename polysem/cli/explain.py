@@ -151,7 +151,7 @@ def _explain_run(
 def _overview(found: Explanations, said: str) -> Figure:
     from polysem.report.explanations import gallery_figure
 
-    colours = None if found.colours is None else {"in colour": found.colours[:_SHOWN]}
+    colours = None if found.colours is None else found.colours[:_SHOWN]
     same = len(set(found.targets)) == 1
     what = found.targets[0] if same else "the predicted class"
     return gallery_figure(

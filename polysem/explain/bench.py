@@ -27,8 +27,8 @@ MODELS = (
     "timm:resnet20_32",
 )
 
-#: Pairs measured of methods that take longer than so many forward passes.
-_LONG, _FEW = 25, 3
+#: Methods that take longer than so many forward passes are measured in fewer pairs.
+_LONG, _FEW = 25, 1
 
 
 def bench_explain(
@@ -53,7 +53,7 @@ def bench_explain(
     batch_size, n_classes : int
         Images, and classes of the models.
     repeats : int
-        Pairs; three of methods that take very long.
+        Pairs; one of methods that take very long.
     device : str
     report : callable
         Told about each finished line.

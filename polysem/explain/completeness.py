@@ -37,9 +37,11 @@ class Completeness:
     Attributes
     ----------
     values : Tensor
-        The numbers [target, image].
+        The numbers, float64 [target, image].
     explained : Tensor
-        ``Σ x ⊙ W(x)`` [target, image].
+        ``Σ x ⊙ W(x)``, float64 [target, image].
+    size : Tensor
+        ``Σ|x ⊙ W(x)|``, float64 [target, image].
     terms : dict of str to Tensor
         What each layer that adds something contributes, [target, image], by the layer's name;
         ``positions`` are added positions and class tokens, ``around`` is what reaches the target
@@ -48,6 +50,7 @@ class Completeness:
 
     values: Tensor
     explained: Tensor
+    size: Tensor
     terms: dict[str, Tensor]
 
     @property
@@ -57,9 +60,13 @@ class Completeness:
 
     @property
     def relative_error(self) -> Tensor:
-        """``|error|`` over the largest of value, explained part and terms, [target, image]."""
-        parts = torch.stack([self.values, self.explained, *self.terms.values()])
-        return self.error.abs() / parts.abs().amax(0).clamp_min(torch.finfo(parts.dtype).tiny)
+        """``|error|`` over the sizes of all that is summed, ``Σ|x ⊙ W(x)| + Σ|terms|``.
+
+        In [0, 1], 0 is best; [target, image]. A value that large contributions cancel to has no
+        more exact digits than their sum.
+        """
+        size = self.size + sum(term.abs() for term in self.terms.values())
+        return self.error.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
 
     def table(self) -> pd.DataFrame:
         """Return one row a target and image: value, explained, each term, error."""
@@ -131,13 +138,18 @@ def check(
         if source is not None:
             places["around"] = x
         parts: dict[str, list[Tensor]] = {name: [] for name in places}
+        sizes: list[Tensor] = []
         for value in values:
             gradients = _gradients(value, list(places.values()))
             for (name, place), gradient in zip(places.items(), gradients, strict=True):
                 added = constants[name][1] if name in constants else place.detach()
-                parts[name].append((gradient * added).flatten(1).sum(1))
+                shares = (gradient * added).flatten(1)
+                parts[name].append(shares.sum(1, dtype=torch.float64))
+                if name == "source":
+                    sizes.append(shares.abs().sum(1, dtype=torch.float64))
     stacked = {name: torch.stack(part) for name, part in parts.items()}
-    return Completeness(values.detach(), stacked.pop("source"), stacked)
+    explained = stacked.pop("source")
+    return Completeness(values.detach().double(), explained, torch.stack(sizes), stacked)
 
 
 def _gradients(value: Tensor, places: list[Tensor]) -> Sequence[Tensor]:

@@ -47,6 +47,12 @@ _LINEAR: tuple[type[nn.Module], ...] = (
     LogitBias, SincosPositions, BlurPool2d, DropPath, LayerScale, SelectAdaptivePool2d,
 )  # fmt: skip
 
+#: Where torch and timm keep layers that bend, of which those above are the exceptions.
+_BENDING = (
+    "torch.nn.modules.activation", "torch.nn.modules.normalization", "timm.layers.activations",
+    "timm.layers.norm",
+)  # fmt: skip
+
 #: Images times targets that go through one batched backward pass: enough to keep a processor
 #: busy, and no more memory than a forward pass over so many images takes.
 _ROWS_AT_A_TIME = {"cpu": 16, "cuda": 128}
@@ -217,7 +223,7 @@ def require_bcos(model: nn.Module) -> None:
     SpecError
         Naming what is the same for other models.
     """
-    if not any(isinstance(module, (BcosLinear, BcosConv2d)) for module in model.modules()):
+    if not _has_bcos(model):
         raise SpecError(
             f"bcos explains B-cos networks, and {type(model).__name__} has no B-cos layers; "
             "input_gradient is the same for piecewise-linear networks"
@@ -232,20 +238,31 @@ def require_linear(model: nn.Module) -> None:
     SpecError
         Naming the first layer that is neither B-cos nor piecewise linear.
     """
+    strict = not _has_bcos(model)
     for name, module in model.named_modules():
-        bends = isinstance(module, Attention) and not isinstance(module, BcosAttention)
-        leaf = next(module.children(), None) is None
-        known = type(module) in _LINEAR or hasattr(module, "explaining")
-        if bends or (leaf and not known and not _holds_nothing(module)):
+        if _bends(module, strict=strict):
             raise SpecError(
                 f"W(x) is for B-cos and piecewise-linear networks, and {name or 'the model'} "
                 f"({type(module).__name__}) is neither; input_gradient works for any model"
             )
 
 
-def _holds_nothing(module: nn.Module) -> bool:
-    """Tell whether a leaf is an empty container, or a module that only keeps a position bias."""
-    return isinstance(module, (nn.Sequential, nn.ModuleList)) or hasattr(module, "offsets")
+def _has_bcos(model: nn.Module) -> bool:
+    return any(isinstance(module, (BcosLinear, BcosConv2d)) for module in model.modules())
+
+
+def _bends(module: nn.Module, *, strict: bool) -> bool:
+    """Tell whether a layer is no matrix once its input is given; if strict, one not known to be.
+
+    In a B-cos network layers that are not known are taken at their word, as `check` would tell.
+    """
+    if isinstance(module, Attention):
+        return not isinstance(module, BcosAttention)
+    if next(module.children(), None) is not None or hasattr(module, "explaining"):
+        return False
+    if type(module) in _LINEAR or isinstance(module, (nn.Sequential, nn.ModuleList)):
+        return False
+    return strict or type(module).__module__.startswith(_BENDING)
 
 
 @contextmanager

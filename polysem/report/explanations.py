@@ -154,7 +154,7 @@ def sanity_figure(table: pd.DataFrame, *, title: str, subtitle: str) -> Figure:
     data = table[table["order"] == "data"]
     layers = table[table["order"] == (orders[0] if orders else "data")]
     names = list(layers.drop_duplicates("depth").sort_values("depth")["layer"])
-    gap, height, foot = 0.35, 1.9, 0.15 + 0.055 * max(len(name) for name in names)
+    gap, height, foot = 0.35, 1.9, 0.1 + 0.045 * max(len(name) for name in names)
     keys_per_row = 6
     legend = 0.16 * -(-len(methods) // keys_per_row)
     sheet = page(WIDTH, 0.72 + len(orders) * (height + 0.35) + foot + legend + 0.45)
@@ -251,7 +251,7 @@ def gallery_figure(
     cell = min(0.95, max(0.62, (INNER - label) / len(columns) - gap))
     width = max(WIDTH, 2 * MARGIN + label + len(columns) * (cell + gap))
     aspect = pictures.shape[1] / pictures.shape[2]
-    heads = 0.1 + 0.055 * max(len(name) for name in columns)
+    heads = 0.1 + 0.05 * max(len(name) for name in columns)
     sheet = page(width, 0.72 + heads + len(pictures) * (cell * aspect + gap) + 0.4)
     write_title(sheet, title, subtitle)
     top = 0.72 + heads

@@ -12,7 +12,10 @@ import typer
 from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
 from polysem.cli.demo import demo
+from polysem.cli.explain import explain
+from polysem.cli.localise import localise
 from polysem.cli.probe import probe
+from polysem.cli.sanity import sanity
 from polysem.cli.show import show
 from polysem.cli.train import train
 from polysem.errors import PolysemError
@@ -26,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, train, bcosify, demo):
+for _command in (probe, show, explain, localise, sanity, train, bcosify, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

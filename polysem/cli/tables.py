@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from polysem.errors import RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["print_table", "write_table"]
+__all__ = ["print_table", "save_table", "write_table"]
 
 
 def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
@@ -43,3 +45,31 @@ def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table.csv") -
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None
     print_table(table)
     print(f"wrote {folder / name}")
+
+
+def save_table(table: pd.DataFrame, folder: Path, name: str, *, csv: bool = True) -> list[Path]:
+    """Write a table to ``folder/name.parquet`` and ``.csv``, and return the files.
+
+    Each appears when it is whole. What columns mean (``table.attrs``) is kept in the parquet file.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written.
+    """
+    files = [folder / f"{name}.parquet", *([folder / f"{name}.csv"] if csv else [])]
+    for file in files:
+        part = file.with_name(f".{file.name}.partial-{os.getpid()}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".csv":
+                table.to_csv(part, index=False)
+            else:
+                table.to_parquet(part, index=False)
+            os.replace(part, file)
+        except OSError as error:
+            raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                part.unlink()
+    return files

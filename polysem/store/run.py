@@ -122,6 +122,24 @@ class Run:
             )
         return _read_parquet(file)
 
+    def contributions(self, site: str) -> xr.Dataset:
+        """Return the contribution maps of a site's exemplars, lazily.
+
+        ``contribution`` [tail, unit, rank, y, x] over cells of the image, NaN where there is no
+        exemplar; ``value`` and ``explained`` [tail, unit, rank]. Ranks may be fewer than the run's.
+
+        Raises
+        ------
+        RunError
+            If there are none of this site.
+        """
+        if not (self.path / "contributions.zarr" / site).is_dir():
+            raise RunError(
+                f"{self.path} holds no contribution maps of {site}; make them with "
+                f"polysem explain --run {self.path} --model {self.manifest['model']['spec']}"
+            )
+        return _open(self.path / "contributions.zarr", site)
+
     def __repr__(self) -> str:
         model, data = self.manifest["model"]["name"], self.manifest["data"]["name"]
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from polysem.cli.bench.explain import bench_explain
 from polysem.cli.bench.lipschitz import bench_lipschitz
 from polysem.cli.bench.probe import bench_probe
 from polysem.cli.bench.train import bench_train
@@ -14,6 +15,7 @@ bench = typer.Typer(
     help="Measure polysem on this machine; each bench prints a table and writes DIR/table.csv.",
     no_args_is_help=True,
 )
+bench.command("explain")(bench_explain)
 bench.command("lipschitz")(bench_lipschitz)
 bench.command("probe")(bench_probe)
 bench.command("train")(bench_train)

@@ -68,20 +68,21 @@ def test_attention_is_never_steeper_than_its_bound(
     assert jacobian_norm(layer, x, steps=8) <= attention_bound(layer, 4)
 
 
+def spectral(matrix: Any) -> float:
+    return float(torch.linalg.matrix_norm(matrix.detach(), ord=2))
+
+
 def slow_bounds(layer: PositionAttention, n: int) -> tuple[float, float]:
     """Both forms of the bound for all heads, from their definition."""
     mixer: Any = layer.mixer
     root, d = math.sqrt(n), layer.head_dim
     sums = [0.0, 0.0]
     for head in range(layer.num_heads):
-        q, k, v = (
-            float(torch.linalg.matrix_norm(part[head * d : (head + 1) * d], ord=2))
-            for part in layer.qkv.weight.chunk(3)
-        )
+        q, k, v = (spectral(part[head * d : (head + 1) * d]) for part in layer.qkv.weight.chunk(3))
         for form, logits in enumerate((n / 2 * (q + k), q + root * k)):
             whole = mixer.nu * mixer.eps**-0.5 * (mixer.tau * logits + root * v)
             sums[form] += whole**2
-    out = float(torch.linalg.matrix_norm(layer.proj.weight, ord=2))  # type: ignore[arg-type]
+    out = spectral(layer.proj.weight)
     return math.sqrt(sums[0]) * out, math.sqrt(sums[1]) * out
 
 
@@ -103,7 +104,7 @@ def test_where_a_bound_can_be_reached_it_is() -> None:
     nn.init.zeros_(layer.qkv.bias)
     x = torch.zeros(1, 1, 6, dtype=torch.float64)
     values = layer.qkv.weight.chunk(3)[2]
-    expected = 2 / 0.2 * float(torch.linalg.matrix_norm(values, ord=2))
+    expected = 2 / 0.2 * spectral(values)
     assert jacobian_norm(layer, x, steps=200) == pytest.approx(expected, rel=1e-3)
     with torch.no_grad():
         layer.qkv.weight[:12] = 0  # queries and keys, which do not matter here

@@ -150,14 +150,18 @@ def _explain_run(
 
 def _overview(found: Explanations, said: str) -> Figure:
     from polysem.report.explanations import gallery_figure
+    from polysem.report.page import number
 
     colours = None if found.colours is None else found.colours[:_SHOWN]
-    same = len(set(found.targets)) == 1
-    what = found.targets[0] if same else "the predicted class"
+    one = found.targets[0] if len(set(found.targets)) == 1 else None
+    what = "the predicted class" if one is None else one
+    # a unit has a name too long to stand beside each image: how strongly it fired says more
+    unit = one is not None and ":" in one
+    titles = [number(value) for value in found.values] if unit else found.targets
     return gallery_figure(
         found.pixels[:_SHOWN],
         {name: maps[:_SHOWN] for name, maps in found.maps.items()},
-        found.targets[:_SHOWN] if ":" not in found.targets[0] else found.keys[:_SHOWN],
+        titles[:_SHOWN],
         colours=colours,
         title=f"Why {what}: {found.model}",
         subtitle=said,

@@ -16,14 +16,16 @@ __all__ = ["cam_layer", "require_maps"]
 _LAST = ("ln_final.hook_normalized", "hook_pooled")
 
 
-def require_maps(model: nn.Module) -> None:
-    """Refuse a model of which no layer gives maps that polysem knows.
+def require_maps(model: nn.Module, target: TargetLike | None = None) -> None:
+    """Refuse a model of which no layer gives maps, or none before a target.
 
     Raises
     ------
     SpecError
-        If there is none.
+        If there is none that polysem knows.
     """
+    if target is not None:
+        cam_layer(model, target)
     if not sites_of(model):
         raise SpecError(
             f"class activation maps need a layer of known places, and {type(model).__name__} has "

@@ -171,7 +171,7 @@ def explain(
     network = loaded.model
     if isinstance(target, str):
         target = parse_target(target, network, classes=loaded.classes)
-    chosen = choose_methods(methods, network)
+    chosen = choose_methods(methods, network, target)
     place = next(network.parameters()).device
     pictures = read_pictures(data, loaded.transform, limit=limit, seed=seed, device=place)
     done = 0

@@ -36,13 +36,18 @@ class Method(Protocol):
         """Return a signed map of each image at input resolution."""
 
 
-def _any_model(model: nn.Module) -> None:
+def _any_model(model: nn.Module, target: TargetLike | None) -> None:
     """Every model has gradients."""
 
 
-#: What each method asks of a model: a function that raises SpecError where it cannot be had.
-_NEEDS: dict[Method, Callable[[nn.Module], None]] = {
-    bcos: require_bcos,
+def _bcos_model(model: nn.Module, target: TargetLike | None) -> None:
+    require_bcos(model)
+
+
+#: What each method asks of a model, and of a target if there is one: a function that raises
+#: SpecError where it cannot be had.
+_NEEDS: dict[Method, Callable[[nn.Module, TargetLike | None], None]] = {
+    bcos: _bcos_model,
     gradcam: require_maps,
     hirescam: require_maps,
     gradcam_plusplus: require_maps,
@@ -62,37 +67,39 @@ _NEEDS: dict[Method, Callable[[nn.Module], None]] = {
 METHODS: dict[str, Method] = {method.__name__: method for method in _NEEDS}
 
 
-def applicable_methods(model: nn.Module) -> dict[str, Method]:
-    """Return the methods that a model can have, by name."""
-    return {name: method for name, method in METHODS.items() if _lacks(method, model) is None}
+def applicable_methods(model: nn.Module, target: TargetLike | None = None) -> dict[str, Method]:
+    """Return the methods that a model, and a target if one is given, can have, by name."""
+    return {n: method for n, method in METHODS.items() if _lacks(method, model, target) is None}
 
 
-def choose_methods(names: str, model: nn.Module) -> dict[str, Method]:
-    """Return the methods named, separated by commas; ``all`` are those that the model can have.
+def choose_methods(
+    names: str, model: nn.Module, target: TargetLike | None = None
+) -> dict[str, Method]:
+    """Return the methods named, separated by commas; ``all`` are those that there can be.
 
     Raises
     ------
     SpecError
-        If there is no such method, or the model cannot have it.
+        If there is no such method, or the model or the target cannot have it.
     """
     chosen: dict[str, Method] = {}
     for name in (each.strip() for each in names.split(",")):
         if name == "all":
-            chosen |= applicable_methods(model)
+            chosen |= applicable_methods(model, target)
             continue
         if name not in METHODS:
             near = did_you_mean(name, METHODS) or f"; there are {', '.join(METHODS)}"
             raise SpecError(f"no method is called {name!r}{near}")
-        reason = _lacks(METHODS[name], model)
+        reason = _lacks(METHODS[name], model, target)
         if reason is not None:
             raise reason
         chosen[name] = METHODS[name]
     return chosen
 
 
-def _lacks(method: Method, model: nn.Module) -> SpecError | None:
+def _lacks(method: Method, model: nn.Module, target: TargetLike | None) -> SpecError | None:
     try:
-        _NEEDS[method](model)
+        _NEEDS[method](model, target)
     except SpecError as error:
         return error
     return None

@@ -203,15 +203,17 @@ def _keep(seen: dict[str, Tensor], site: str, activation: Tensor) -> None:
     seen[site] = activation
 
 
-def require_attention(model: nn.Module) -> None:
-    """Refuse a model without attention whose pattern can be read.
+def require_attention(model: nn.Module, target: TargetLike | None = None) -> None:
+    """Refuse a model without attention whose pattern can be read, or with none before a target.
 
     Raises
     ------
     SpecError
         If there is none.
     """
-    if not any(site.endswith("attn.hook_z") for site in sites_of(model)):
+    if target is not None:
+        _pattern_sites(model, target)
+    elif not any(site.endswith("attn.hook_z") for site in sites_of(model)):
         raise SpecError(
             f"rollout and raw attention need attention patterns, and {type(model).__name__} has "
             "none; try bcos, gradcam or input_gradient"

@@ -78,3 +78,12 @@ def test_names_are_checked() -> None:
         with pytest.raises(SpecError, match=message):
             choose_methods(names, model)
     assert set(METHODS) == {"bcos"} | CAMS | ATTENTION | GRADIENTS
+
+
+def test_all_are_those_that_the_target_can_have() -> None:
+    model = network("bcos")
+    early = Target(0, "blocks.0.hook_resid_pre")
+    assert set(choose_methods("all", model, early)) == {"bcos"} | GRADIENTS
+    with pytest.raises(SpecError, match="no attention comes before"):
+        choose_methods("rollout", model, early)
+    assert set(choose_methods("all", model, torch.tensor([0]))) == set(METHODS)

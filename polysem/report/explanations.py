@@ -185,14 +185,15 @@ def sanity_figure(table: pd.DataFrame, *, title: str, subtitle: str) -> Figure:
 
 def _looks(methods: Mapping[str, bool]) -> dict[str, dict[str, Any]]:
     looks: dict[str, dict[str, Any]] = {}
-    hues = iter(_COLOURS * (1 + len(methods) // len(_COLOURS)))
+    hues = iter(_COLOURS[1:] * (1 + len(methods) // (len(_COLOURS) - 1)))
     dashes = iter([(0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))] * len(methods))
     for method, control in methods.items():
         if control:
             looks[method] = {"color": GREY, "linestyle": next(dashes), "linewidth": 1.0}
+        elif method == "bcos":
+            looks[method] = {"color": _COLOURS[0], "linewidth": 1.8}
         else:
-            first = not looks
-            looks[method] = {"color": next(hues), "linewidth": 1.8 if first else 1.1}
+            looks[method] = {"color": next(hues), "linewidth": 1.1}
     return looks
 
 
@@ -249,7 +250,8 @@ def gallery_figure(
     columns = ["picture", *([] if colours is None else ["in colour"]), *maps]
     label, gap = 0.6, 0.05
     cell = min(0.95, max(0.62, (INNER - label) / len(columns) - gap))
-    width = max(WIDTH, 2 * MARGIN + label + len(columns) * (cell + gap))
+    slant = 0.04 * len(columns[-1])  # the last name leans over the edge
+    width = max(WIDTH, 2 * MARGIN + label + len(columns) * (cell + gap) + slant)
     aspect = pictures.shape[1] / pictures.shape[2]
     heads = 0.1 + 0.05 * max(len(name) for name in columns)
     sheet = page(width, 0.72 + heads + len(pictures) * (cell * aspect + gap) + 0.4)

@@ -118,8 +118,8 @@ def clusters(
 
         step("features")
         directions = FEATURES[name](of_sites)
-        living = np.isfinite(directions).all(1)
-        table = face_table(of_sites)[living].reset_index(drop=True)
+        living = np.asarray(np.isfinite(directions).all(1))
+        table = face_table(of_sites).loc[living].reset_index(drop=True)
         directions = directions[living]
         if len(directions) < 3:
             raise DataError(
@@ -161,7 +161,7 @@ def clusters(
 
 
 def _by_size(labels: grouping.Labels) -> grouping.Labels:
-    """Number groups from the largest on."""
+    """Renumber groups, the largest first."""
     found, sizes = np.unique(labels[labels != grouping.NO_GROUP], return_counts=True)
     order = np.argsort(-sizes, kind="stable")
     new = np.full(len(found) + 1, grouping.NO_GROUP)  # the last is for no group

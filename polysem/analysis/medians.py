@@ -24,9 +24,8 @@ def median_interval(values: npt.ArrayLike, *, seed: int = 0) -> tuple[float, flo
     known = _known(values)
     if not len(known):
         return float("nan"), float("nan"), float("nan")
-    drawn = _drawn_medians(known, np.random.default_rng(seed))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.median(known)), float(low), float(high)
+    low, high = _ends(_drawn_medians(known, np.random.default_rng(seed)))
+    return float(np.median(known)), low, high
 
 
 def median_difference(
@@ -37,14 +36,21 @@ def median_difference(
     if not (len(first) and len(second)):
         return float("nan"), float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    drawn = _drawn_medians(first, rng) - _drawn_medians(second, rng)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.median(first) - np.median(second)), float(low), float(high)
+    with np.errstate(invalid="ignore"):  # of two infinite medians there is no difference
+        drawn = _drawn_medians(first, rng) - _drawn_medians(second, rng)
+        difference = np.median(first) - np.median(second)
+    return float(difference), *_ends(drawn)
 
 
 def _known(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     given = np.asarray(values, dtype=np.float64)
     return given[~np.isnan(given)]
+
+
+def _ends(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
+    # values that occurred: a score may be infinite
+    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)
 
 
 def _drawn_medians(

@@ -15,9 +15,7 @@ def clusters(
     ] = None,
     feature: Annotated[
         Literal["centroid", "class"] | None,
-        typer.Option(
-            help="Compare units by embeddings or by class profile. Default: what is there."
-        ),
+        typer.Option(help="Compare units by embeddings or class profiles. Default: what is there."),
     ] = None,
     min_size: Annotated[
         int | None, typer.Option(help="Faces that a group must have. Default: 5 or 0.2 %.", min=2)
@@ -41,6 +39,5 @@ def clusters(
     group(opened, sites=sites, feature=feature, min_size=min_size)
     print_table(opened.table("cluster_summary").head(20), title="The largest groups")
     print_table(opened.table("cluster_quality"), title="How far to trust them")
-    print(
-        f"wrote {opened.path / 'tables' / 'clusters.parquet'} and {save(cluster_map(opened), place)}"
-    )
+    picture = save(cluster_map(opened), place)
+    print(f"wrote {opened.path / 'tables' / 'clusters.parquet'} and {picture}")

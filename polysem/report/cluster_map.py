@@ -6,7 +6,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -89,7 +88,9 @@ def _map_panel(sheet: Axes, left: float, side: float) -> Axes:
 
 
 def _colours() -> np.ndarray:
-    return np.array(matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    """Return twenty colours, the strong ones first."""
+    pairs = np.array(matplotlib.colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    return np.concatenate([pairs[::2], pairs[1::2]])
 
 
 def _draw_groups(axes: Axes, table: pd.DataFrame) -> None:
@@ -121,13 +122,13 @@ def _draw_sites(sheet: Axes, axes: Axes, table: pd.DataFrame, sites: list[str]) 
     )  # fmt: skip
     if len(here) < 2:
         return
-    bar = axes.inset_axes((0.62, 0.03, 0.35, 0.018))
-    figure_of(sheet).colorbar(ScalarMappable(norm, colours), cax=bar, orientation="horizontal")
-    bar.set_xticks([0, len(here) - 1], labels=["first site", "last site"])
-    bar.xaxis.set_ticks_position("top")
-    bar.tick_params(length=0, labelsize=6, colors=GREY)
-    for spine in bar.spines.values():
-        spine.set_visible(False)
+    right, baseline, width = WIDTH - MARGIN, _TOP - 0.1, 1.3
+    last = write(sheet, right, baseline, "last", size=6.5, colour=GREY, align="right")
+    left = right - last - 0.06 - width
+    bar = panel(sheet, left, baseline - 0.06, width, 0.06)
+    bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=colours)
+    bar.set_axis_off()
+    write(sheet, left - 0.06, baseline, "first site", size=6.5, colour=GREY, align="right")
 
 
 def _list_groups(sheet: Axes, top: float, summary: pd.DataFrame) -> None:
@@ -137,15 +138,15 @@ def _list_groups(sheet: Axes, top: float, summary: pd.DataFrame) -> None:
         write(sheet, MARGIN, top, "no groups were found", size=7, colour=GREY)
     shown = summary.head(_NAMED)
     half = -(-len(shown) // 2)
-    for i, row in enumerate(shown.itertuples()):
+    for i, row in enumerate(shown.to_dict("records")):
         left = MARGIN + (i // half) * (column + _GAP)
         y = top + 0.15 * (i % half)
         sheet.scatter([left + 0.04], [y - 0.03], s=16, color=[_colours()[i]], linewidths=0)
-        write(sheet, left + 0.14, y, str(row.cluster), size=7, weight="bold")
-        words = f"{row.faces:,} faces, {row.sites} site{'s' if row.sites > 1 else ''}, most at "
-        words += str(row.main_site)
-        if isinstance(row.top_class, str):
-            words += f" · {row.top_class}"
+        write(sheet, left + 0.14, y, str(row["cluster"]), size=7, weight="bold")
+        many = "s" if row["sites"] > 1 else ""
+        words = f"{row['faces']:,} faces, {row['sites']} site{many}, most at {row['main_site']}"
+        if isinstance(row["top_class"], str):
+            words += f" · {row['top_class']}"
         write(sheet, left + 0.34, y, words, width=column - 0.34, size=7, colour=GREY)
 
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_done_is_one_sentence(
     words: tuple[str, ...], sentence: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(p.name for p in run.rglob("*"))
-    code, out, err = polysem(capsys, *(run if word == "RUN" else word for word in words))
+    code, _, err = polysem(capsys, *(run if word == "RUN" else word for word in words))
     assert code == 2
     assert sentence in err
     assert err.startswith("polysem: ")

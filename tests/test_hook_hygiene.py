@@ -196,6 +196,10 @@ def check_sanity(work: Work) -> None:
     )  # fmt: skip
 
 
+def probe_embedded(work: Work) -> None:
+    probe(work, embed="model", smoothing=hasattr(work.model, "blocks"))
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -208,6 +212,7 @@ USERS: list[Callable[[Work], None]] = [
     explain_exemplars,
     compare_methods,
     check_sanity,
+    probe_embedded,
 ]
 WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]

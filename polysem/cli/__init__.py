@@ -11,9 +11,12 @@ import typer
 
 from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
+from polysem.cli.clusters import clusters
 from polysem.cli.demo import demo
+from polysem.cli.embed import embed
 from polysem.cli.explain import explain
 from polysem.cli.localise import localise
+from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
 from polysem.cli.sanity import sanity
 from polysem.cli.show import show
@@ -29,7 +32,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, explain, localise, sanity, train, bcosify, demo):
+for _command in (
+    probe,
+    show,
+    embed,
+    polysemanticity,
+    clusters,
+    explain,
+    localise,
+    sanity,
+    train,
+    bcosify,
+    demo,
+):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
     for row in table.itertuples(index=False):
         cells = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row)
         drawn.add_row(*(Text(cell) for cell in cells))
-    Console().print(drawn)
+    # a pipe or file has no edge at which columns would have to be cut
+    Console(width=None if sys.stdout.isatty() else 240).print(drawn)
 
 
 def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table.csv") -> None:

@@ -6,6 +6,7 @@ import typer
 
 from polysem.cli.bench.explain import bench_explain
 from polysem.cli.bench.lipschitz import bench_lipschitz
+from polysem.cli.bench.monosemanticity import bench_monosemanticity
 from polysem.cli.bench.probe import bench_probe
 from polysem.cli.bench.train import bench_train
 
@@ -19,3 +20,4 @@ bench.command("explain")(bench_explain)
 bench.command("lipschitz")(bench_lipschitz)
 bench.command("probe")(bench_probe)
 bench.command("train")(bench_train)
+bench.command("monosemanticity")(bench_monosemanticity)

@@ -11,6 +11,7 @@ import typer
 
 from polysem.cli.bench import bench
 from polysem.cli.demo import demo
+from polysem.cli.heads import heads
 from polysem.cli.probe import probe
 from polysem.cli.show import show
 from polysem.cli.train import train
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, train, demo):
+for _command in (probe, heads, show, train, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -146,9 +146,8 @@ class GatedViT:
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens [image, token, d_model] that enter block 0."""
         model = self.model
-        tokens: Tensor = model.norm_pre(
-            model.patch_drop(model._pos_embed(model.patch_embed(images)))
-        )
+        placed = model._pos_embed(model.patch_embed(images))
+        tokens: Tensor = model.norm_pre(model.patch_drop(placed))
         return tokens
 
     def step(

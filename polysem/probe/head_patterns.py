@@ -212,7 +212,7 @@ def _shares(
 
 
 def _divergence(patterns: Tensor) -> Tensor:
-    """Return Jensen–Shannon divergences in bits [image, head, head] of patterns [image, head, …]."""
+    """Return Jensen–Shannon divergences [image, head, head], bits, of patterns [image, head, …]."""
     n_heads = patterns.shape[1]
     entropy = _entropy(patterns)
     found = patterns.new_zeros(len(patterns), n_heads, n_heads)

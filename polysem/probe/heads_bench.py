@@ -25,7 +25,7 @@ def bench_heads(
     *,
     model: str = "timm:vit_small_patch16_224",
     n_images: int = 64,
-    n_pairs: int = 12,
+    n_pairs: int = 24,
     batch_size: int = 32,
     methods: tuple[Method, ...] = ("gradients", "hessian"),
     trained: str | Path | None = None,
@@ -61,9 +61,9 @@ def bench_heads(
     """
     torch.manual_seed(0)
     loaded = load_model(model)
-    channels = loaded.model.default_cfg["input_size"][0]
-    images = torch.randn(n_images, channels, *loaded.transform.size)
-    with torch.inference_mode():
+    noise = torch.randint(0, 256, (n_images, 3, *loaded.transform.size), dtype=torch.uint8)
+    images = loaded.transform.normalize(noise)
+    with torch.no_grad():
         labels = loaded.model(images).argmax(1)
     tables = [_bench(loaded, images, labels, n_pairs, batch_size, methods, report)]
     if trained is not None:

@@ -16,6 +16,7 @@ apart, as images do not see each other. Heads are numbered in network order, as 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -126,7 +127,9 @@ def by_hessian(
     n_images, n_heads = len(images), len(vit.heads)
     ones = images.new_ones(n_images, len(vit.layers), vit.n_heads)
     hessian = images.new_zeros(n_images, n_heads, n_heads)
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # torch's own forward-mode rules are written with what torch itself has deprecated
+        warnings.filterwarnings("ignore", "`torch.jit.script` is", DeprecationWarning)
         with torch.no_grad():
             stream = vit.stream(images)
             clean = cost(vit.head(stream[-1]), labels)

@@ -16,7 +16,7 @@ def bench_heads(
         str, typer.Option(help="Model whose time is measured.")
     ] = "timm:vit_small_patch16_224",
     images: Annotated[int, typer.Option(help="Images per timing.", min=1)] = 64,
-    pairs: Annotated[int, typer.Option(help="Pairs that are ablated from scratch.", min=2)] = 12,
+    pairs: Annotated[int, typer.Option(help="Pairs that are ablated from scratch.", min=2)] = 24,
     batch_size: Annotated[int, typer.Option(help="Rows side by side.", min=1)] = 32,
     hessian: Annotated[bool, typer.Option(help="Also time the Hessian.")] = True,
     trained: Annotated[

@@ -27,6 +27,7 @@ from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
+from polysem.probe.heads import heads
 
 PACKAGE = Path(polysem.__file__).parent
 
@@ -36,6 +37,7 @@ SOURCES = {
     "models/hooked.py": "run_with_cache",
     "models/bcos.py": "explanation_mode",
     "probe/recorder.py": "probe",
+    "probe/gates.py": "study_heads",
 }
 
 SETS_HOOKS = re.compile(
@@ -107,6 +109,21 @@ def probe_patterns(work: Work) -> None:
     probe(work, patterns=True, pooled=True)
 
 
+def study_heads(work: Work) -> None:
+    loaded = LoadedModel(
+        model=work.model,
+        transform=Transform(size=tuple(work.images.shape[2:]), inverse=work.images.shape[1] == 6),
+        classes=None,
+        name="small",
+        spec="small",
+        sha256="0" * 64,
+    )
+    heads(
+        loaded, Shapes("test", n=3, size=32), out=work.folder / "run", device="cpu", draws=1,
+        exact_pairs=2, progress=False,
+    )  # fmt: skip
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -114,6 +131,7 @@ USERS: list[Callable[[Work], None]] = [
     explain,
     probe,
     probe_patterns,
+    study_heads,
 ]
 WAYS = ["normal", "unknown site", "failing forward"]
 
@@ -122,8 +140,8 @@ CASES = [
     for user in USERS
     for network in ("class_token", "bcos", "resnet18")
     for way in WAYS
-    if not (user is explain and way == "unknown site")  # it takes no site
-    if not (user is probe_patterns and network == "resnet18")  # it has no patterns
+    if not (user in (explain, study_heads) and way == "unknown site")  # they take no site
+    if not (user in (probe_patterns, study_heads) and network == "resnet18")  # it has no heads
 ]
 
 

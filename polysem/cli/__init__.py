@@ -10,6 +10,7 @@ import sys
 import typer
 
 from polysem.cli.bench import bench
+from polysem.cli.compare_heads import compare_heads
 from polysem.cli.demo import demo
 from polysem.cli.heads import heads
 from polysem.cli.probe import probe
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, heads, show, train, demo):
+for _command in (probe, heads, compare_heads, show, train, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -125,8 +125,8 @@ def heads(
         rows = batch_size or (256 if place.type == "cuda" else 32)
         with frozen(loaded.model), progress_bar(show=progress) as move:
             seen = Images(loaded, source, chosen, place)
-            vit.check(seen.images([0]))
             labels, notes = _labels(vit, loaded, source, seen, rows)
+            vit.check(seen.images([0]))
             writes, why = _can_attribute(vit, seen, labels)
             plan = make_plan(
                 vit, cost=cost, method=method, n_pairs=exact_pairs, n_shapley=shapley,

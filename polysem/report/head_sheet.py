@@ -75,11 +75,12 @@ def head_sheet(run: Run, layer: int, head: int, images: Images) -> Figure:
     said = captions(run, [int(numbers[k]) for some in chosen.values() for k in some])
     cell = (INNER - (_COLUMNS - 1) * _GAP) / _COLUMNS
     row = 0.3 + cell * aspect(run) + 3 * CAPTION_LINE + 0.15
-    height = 0.95 + 2 * row + 0.5
+    height = 1.12 + 2 * row + 0.5
     sheet = page(WIDTH, height)
     write_title(sheet, f"Layer {layer}, head {head}", head_facts(run))
-    write(sheet, MARGIN, 0.76, _profile(run, layer, head), width=INNER, size=7.5)
-    top = 0.95
+    for i, line in enumerate(_profile(run, layer, head)):
+        write(sheet, MARGIN, 0.76 + 0.15 * i, line, width=INNER, size=7.5)
+    top = 1.12
     for tail, (name, text) in _TAILS.items():
         wide = write(sheet, MARGIN, top + 0.17, name, size=9, weight="bold",
                      colour=TAIL_COLOURS[tail])  # fmt: skip
@@ -87,11 +88,13 @@ def head_sheet(run: Run, layer: int, head: int, images: Images) -> Figure:
               text if chosen[tail] else "no image", size=8, colour=GREY)  # fmt: skip
         for column, k in enumerate(chosen[tail]):
             image, left = int(numbers[k]), MARGIN + column * (cell + _GAP)
-            shown = Exemplar(image, float(gain[k]), maps[k])
+            # the lower tail is outlined where a map is lowest, and heads look where it is high
+            seen = maps[k] if tail == "upper" else -maps[k]
+            shown = Exemplar(image, float(gain[k]), seen)
             pixels = pictures.read_image(images, image)
             pictures.draw_exemplar(
                 sheet, (left, top + 0.3, cell, cell * aspect(run)), shown, pixels, tail=tail,
-                base=float(maps[k].min()), key=said[image].key,
+                base=float(np.abs(seen).min()) * (1 if tail == "upper" else -1), key=said[image].key,
             )  # fmt: skip
             pictures.write_caption(
                 sheet, left, top + 0.3 + cell * aspect(run), cell, rank=column + 1,
@@ -99,8 +102,8 @@ def head_sheet(run: Run, layer: int, head: int, images: Images) -> Figure:
             )  # fmt: skip
         top += row
     notes = [
-        "Outlined: patches that get more than half of the attention of the one that gets most, "
-        "from the class token or, without one, from all patches on average.",
+        "Outlined: where attention, from the class token or else from all patches on average, is "
+        "more than halfway from the least to the most attended patch.",
         "Under an image: rank, rise of the cost without the head, "
         f"{pictures.explain_captions(list(said.values()))}.",
     ]
@@ -108,8 +111,8 @@ def head_sheet(run: Run, layer: int, head: int, images: Images) -> Figure:
     return figure_of(sheet)
 
 
-def _profile(run: Run, layer: int, head: int) -> str:
-    """Return what the table of heads says of one head, in a line."""
+def _profile(run: Run, layer: int, head: int) -> list[str]:
+    """Return what the table of heads says of one head, in two lines."""
     rows = run.table("heads").to_dict("records")
     (row,) = (row for row in rows if (row["layer"], row["head"]) == (layer, head))
     low, high = number(row["importance_zero_low"]), number(row["importance_zero_high"])
@@ -119,8 +122,9 @@ def _profile(run: Run, layer: int, head: int) -> str:
     parts.append(f"entropy {number(row['pattern_entropy'])} nats")
     parts.append(f"distance {number(row['pattern_distance'])} patches")
     parts.append(f"positional {number(row['fixed_share'], 2)}")
+    others = []
     for name, text in (("rival", "fights most with"), ("double", "most redundant with")):
         if int(row[f"{name}_layer"]) >= 0:
             where = f"{int(row[f'{name}_layer'])}.{int(row[f'{name}_head'])}"
-            parts.append(f"{text} {where} ({number(row[f'{name}_interaction'], 2)})")
-    return " · ".join(parts)
+            others.append(f"{text} {where} ({number(row[f'{name}_interaction'], 2)})")
+    return [" · ".join(parts), " · ".join(others)]

@@ -38,6 +38,8 @@ SOURCES = {
     "models/bcos.py": "explanation_mode",
     "probe/recorder.py": "probe",
     "probe/gates.py": "study_heads",
+    "probe/head_writes.py": "study_heads",
+    "probe/interactions.py": "study_heads",
 }
 
 SETS_HOOKS = re.compile(

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from polysem.store.run import Run
 
 
+#: Columns of the table of heads that are printed, and what they are called there.
+_SHORT = {
+    "layer": "layer", "head": "head", "importance_zero": "zero", "importance_zero_low": "low",
+    "importance_zero_high": "high", "importance_mean": "mean", "importance_resample": "resample",
+    "rival_interaction": "rival", "double_interaction": "double",
+}  # fmt: skip
+
+
 def heads(
     model: Annotated[
         str, typer.Option(help="Checkpoint file, or timm:NAME, hf-hub:ORG/NAME, bcos:NAME, folder.")
@@ -104,10 +112,8 @@ def _print(run: Run, network: pd.DataFrame) -> None:
         print(f"note: {note}")
     table = run.table("heads")
     order = table["importance_zero"].abs().sort_values(ascending=False).index[:8]
-    columns = ["layer", "head"]
-    columns += [f"importance_zero{end}" for end in ("", "_low", "_high")]
-    columns += ["importance_mean", "importance_resample", "rival_interaction", "double_interaction"]
-    print_table(table.loc[order, columns], title="Heads whose loss changes most")
+    shown = table.loc[order, list(_SHORT)].rename(columns=_SHORT)
+    print_table(shown, title=f"Heads whose loss changes the {gates.attrs['target']} most")
     print_table(network[["statistic", "value", "low", "high"]], title="All heads together")
     print(_agreement(network.set_index("statistic"), str(gates.attrs["method"])))
 

@@ -92,9 +92,10 @@ def head_sheet(run: Run, layer: int, head: int, images: Images) -> Figure:
             seen = maps[k] if tail == "upper" else -maps[k]
             shown = Exemplar(image, float(gain[k]), seen)
             pixels = pictures.read_image(images, image)
+            base = float(np.abs(seen).min()) * (1 if tail == "upper" else -1)
             pictures.draw_exemplar(
                 sheet, (left, top + 0.3, cell, cell * aspect(run)), shown, pixels, tail=tail,
-                base=float(np.abs(seen).min()) * (1 if tail == "upper" else -1), key=said[image].key,
+                base=base, key=said[image].key,
             )  # fmt: skip
             pictures.write_caption(
                 sheet, left, top + 0.3 + cell * aspect(run), cell, rank=column + 1,

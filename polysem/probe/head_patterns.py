@@ -1,7 +1,8 @@
 """Where heads look and what they have in common: profiles of patterns, and redundancy.
 
-All of it comes from one pass over a batch that is shown attention logits and head outputs layer
-by layer; patterns are kept only where two heads are compared, at a few queries.
+All of it comes from one pass over a batch that is shown patterns and head outputs layer by layer;
+patterns are kept only where two heads are compared, at a few queries. Where attention is not a
+softmax its negative weights count as none, and the others are scaled to sum to 1.
 """
 
 from __future__ import annotations
@@ -107,12 +108,11 @@ def look(vit: GatedViT, images: Tensor, pixels: Tensor, *, seed: int = 0) -> Loo
     n_prefix = vit.hooked.n_prefix_tokens
     state: dict[str, Tensor] = {}
 
-    def show_scores(scores: Tensor) -> Tensor:
-        n_tokens = scores.shape[-1]
+    def show_pattern(given: Tensor) -> Tensor:
+        n_tokens, pattern = given.shape[-1], _distribution(given)
         if not state:
-            state.update(_places(vit, pixels, n_tokens, scores.device, seed))
-        pattern = scores.softmax(-1)
-        statistics = pattern_statistics([scores], state["distances"], n_prefix)
+            state.update(_places(vit, pixels, n_tokens, given.device, seed))
+        statistics = pattern_statistics([pattern.log()], state["distances"], n_prefix)
         seen["profile"].append(
             torch.cat([statistics, _shares(pattern, state, n_prefix, vit.hooked.has_class_token)])
         )
@@ -121,7 +121,7 @@ def look(vit: GatedViT, images: Tensor, pixels: Tensor, *, seed: int = 0) -> Loo
         seen["maps"].append(own)
         seen["some"].append(pattern[:, :, state["queries"]])
         seen["sum"].append(pattern.sum(0))
-        return scores
+        return given
 
     def show_z(z: Tensor) -> Tensor:
         seen["z"].append(z.flatten(0, 1).flatten(1))
@@ -129,7 +129,7 @@ def look(vit: GatedViT, images: Tensor, pixels: Tensor, *, seed: int = 0) -> Loo
 
     points: dict[str, Point] = {}
     for layer in vit.layers:
-        points[f"blocks.{layer}.attn.hook_attn_scores"] = show_scores
+        points[f"blocks.{layer}.attn.hook_pattern"] = show_pattern
         points[f"blocks.{layer}.attn.hook_z"] = show_z
     with torch.no_grad(), tapped(vit.taps, points):
         vit.finish(vit.embed(images))
@@ -209,6 +209,12 @@ def _shares(
     twins = same.any(-1)  # queries that have a double; an image without has no share
     duplicate = (inner * same).sum(-1).mul(twins).sum(-1) / twins.sum(-1)
     return torch.stack([to_class, own, near, previous, duplicate])
+
+
+def _distribution(pattern: Tensor) -> Tensor:
+    """Return weights that are at least 0 and sum to 1 over keys; a softmax's are as they were."""
+    weights = pattern.clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _divergence(patterns: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def bench_heads(
 ) -> pd.DataFrame:
     """Time the interaction of all pairs of heads, and of a sample of pairs.
 
-    Brute force runs the whole network for each pair with both heads ablated. It is timed on
+    Seconds are of CPU time, all threads together, so that what else runs on the machine does not
+    count. Brute force runs the whole network for each pair with both heads ablated. It is timed on
     `n_pairs` random pairs; for all pairs that time is extrapolated. From scratch, the sample also
     needs each of its heads ablated alone and the intact network; so does ``prefix reuse``.
 
@@ -97,9 +98,9 @@ def _bench(
     some = [slice(at, at + batch_size) for at in range(0, len(images), batch_size)]
 
     def timed(work: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, float]:
-        start = time.perf_counter()
+        start = time.process_time()
         found = torch.cat([work(images[at], labels[at]) for at in some])
-        return found, time.perf_counter() - start
+        return found, time.process_time() - start
 
     with frozen(loaded.model):
         vit.model(images[:1])  # first calls choose kernels

@@ -14,6 +14,7 @@ from polysem import _timm
 __all__ = [
     "HookedVisionModel",
     "Run",
+    "heads",
     "load_data",
     "load_model",
     "probe",
@@ -22,6 +23,7 @@ __all__ = [
 _HOME = {
     "HookedVisionModel": "polysem.models.hooked",
     "Run": "polysem.store.run",
+    "heads": "polysem.probe.heads",
     "load_data": "polysem.data.sources",
     "load_model": "polysem.models.load",
     "probe": "polysem.probe",

@@ -142,7 +142,7 @@ _MEANINGS = {
     "drop_loss_area": "mean loss over the shares of heads dropped, 0 to 1",
     "drop_accuracy_area": "mean accuracy over the shares of heads dropped, 0 to 1",
     "half_accuracy": "accuracy with half of the heads dropped at random",
-    "suppression": "sum over pairs of min(|c_i|, |c_j|) / Σ|c|, direct logit shares c of opposite sign",
+    "suppression": "sum over pairs of min(|c_i|, |c_j|) / Σ|c| where logit shares c are opposite",
     "opposition": "mean over pairs of −cos of writes where positive",
     "divergence": "mean Jensen–Shannon divergence of two heads' patterns, bits",
     "divergence_within": "the same for heads of one block",

@@ -38,6 +38,7 @@ from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
+from polysem.probe.heads import heads
 from polysem.store.run import Run
 
 PACKAGE = Path(polysem.__file__).parent
@@ -55,6 +56,9 @@ SOURCES = {
     "explain/rollout.py": "explain_by_all",
     "explain/baselines.py": "explain_by_all",
     "explain/run_maps.py": "explain_exemplars",
+    "probe/gates.py": "study_heads",
+    "probe/head_writes.py": "study_heads",
+    "probe/interactions.py": "study_heads",
 }
 
 SETS_HOOKS = re.compile(
@@ -200,6 +204,21 @@ def probe_embedded(work: Work) -> None:
     probe(work, embed="model", smoothing=hasattr(work.model, "blocks"))
 
 
+def study_heads(work: Work) -> None:
+    loaded = LoadedModel(
+        model=work.model,
+        transform=Transform(size=tuple(work.images.shape[2:]), inverse=work.images.shape[1] == 6),
+        classes=None,
+        name="small",
+        spec="small",
+        sha256="0" * 64,
+    )
+    heads(
+        loaded, Shapes("test", n=3, size=32), out=work.folder / "run", device="cpu", draws=1,
+        exact_pairs=2, progress=False,
+    )  # fmt: skip
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -213,6 +232,7 @@ USERS: list[Callable[[Work], None]] = [
     compare_methods,
     check_sanity,
     probe_embedded,
+    study_heads,
 ]
 WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]
@@ -224,6 +244,8 @@ CASES = [
     for way in WAYS
     if not (user in WITHOUT_SITE and way == "unknown site")
     if not (user is probe_patterns and network == "resnet18")  # it has no patterns
+    if not (user in (explain, study_heads) and way == "unknown site")  # they take no site
+    if not (user in (probe_patterns, study_heads) and network == "resnet18")  # it has no heads
 ]
 
 

@@ -12,9 +12,11 @@ import typer
 from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
 from polysem.cli.clusters import clusters
+from polysem.cli.compare_heads import compare_heads
 from polysem.cli.demo import demo
 from polysem.cli.embed import embed
 from polysem.cli.explain import explain
+from polysem.cli.heads import heads
 from polysem.cli.localise import localise
 from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
@@ -38,6 +40,8 @@ for _command in (
     embed,
     polysemanticity,
     clusters,
+    heads,
+    compare_heads,
     explain,
     localise,
     sanity,

@@ -25,6 +25,9 @@ def show(
     unit: Annotated[
         int | None, typer.Option(help="Draw this unit. Default: the site's most peaked ones.")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Draw this head, LAYER.HEAD, where it was studied.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Picture (.png, .pdf, .svg) or folder. Default: this folder."),
@@ -44,6 +47,9 @@ def show(
     from polysem.store.run import Run
 
     opened = Run.open(run)
+    if head is not None:
+        print(f"wrote {write_head_sheet(opened, head, out, data=data)}")
+        return
     if site is None and unit is not None:
         raise SpecError(
             f"--unit {unit} needs a --site; this run has {', '.join(opened.sites[:3])}"
@@ -89,6 +95,26 @@ def write_site_sheet(
     place = _place(out, f"{site}.png")
     run.units(site)
     return save(site_sheet(run, site, seen_by_model(run, data)), place)
+
+
+def write_head_sheet(
+    run: Run, head: str, out: Path | None = None, *, data: str | None = None
+) -> Path:
+    """Draw the images for which a head matters into a file or folder, and return the file.
+
+    Raises
+    ------
+    SpecError
+        If `head` is not LAYER.HEAD, or there is no such head.
+    """
+    from polysem.report.head_sheet import head_sheet
+    from polysem.report.page import save
+
+    layer, _, number = head.partition(".")
+    if not (layer.isdecimal() and number.isdecimal()):
+        raise SpecError(f"--head {head!r} should be a layer and a head, such as 3.1")
+    place = _place(out, f"head-{head}.png")
+    return save(head_sheet(run, int(layer), int(number), seen_by_model(run, data)), place)
 
 
 def write_overview(run: Run, out: Path) -> Path:

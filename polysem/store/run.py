@@ -105,6 +105,19 @@ class Run:
             )
         return _open(self._part("heads.zarr"), None)
 
+    @cached_property
+    def gates(self) -> xr.Dataset:
+        """What `polysem heads` measured of every head; names in `store.schema.GATES`.
+
+        Raises
+        ------
+        RunError
+            If it was not measured yet.
+        """
+        if not (self.path / "gates.zarr").is_dir():
+            raise RunError(f"{self.path} holds no study of heads; `polysem heads` makes one")
+        return _open(self._part("gates.zarr"), None)
+
     @property
     def embeddings(self) -> xr.DataArray:
         """Embeddings of the run's images [image, dim], float32 of unit length, lazily.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from polysem.cli.bench.explain import bench_explain
+from polysem.cli.bench.heads import bench_heads
 from polysem.cli.bench.lipschitz import bench_lipschitz
 from polysem.cli.bench.monosemanticity import bench_monosemanticity
 from polysem.cli.bench.probe import bench_probe
@@ -17,7 +18,8 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 bench.command("explain")(bench_explain)
+bench.command("heads")(bench_heads)
 bench.command("lipschitz")(bench_lipschitz)
+bench.command("monosemanticity")(bench_monosemanticity)
 bench.command("probe")(bench_probe)
 bench.command("train")(bench_train)
-bench.command("monosemanticity")(bench_monosemanticity)

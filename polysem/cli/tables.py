@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from polysem.errors import RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["print_table", "write_table"]
+__all__ = ["print_table", "write_table", "write_tables"]
 
 
 def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
@@ -36,10 +37,22 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     RunError
         If the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "table.csv", index=False)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+    write_tables({"table": table}, folder)
     print_table(table)
     print(f"wrote {folder / 'table.csv'}")
+
+
+def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """Write tables to ``folder/NAME.csv``.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}") from None

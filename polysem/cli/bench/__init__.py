@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from polysem.cli.bench.polysemanticity import bench_polysemanticity
 from polysem.cli.bench.probe import bench_probe
 
 __all__ = ["bench"]
@@ -13,3 +14,4 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 bench.command("probe")(bench_probe)
+bench.command("polysemanticity")(bench_polysemanticity)

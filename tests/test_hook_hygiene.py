@@ -107,6 +107,10 @@ def probe_patterns(work: Work) -> None:
     probe(work, patterns=True, pooled=True)
 
 
+def probe_embedded(work: Work) -> None:
+    probe(work, embed="model", smoothing=hasattr(work.model, "blocks"))
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -114,6 +118,7 @@ USERS: list[Callable[[Work], None]] = [
     explain,
     probe,
     probe_patterns,
+    probe_embedded,
 ]
 WAYS = ["normal", "unknown site", "failing forward"]
 

@@ -149,10 +149,11 @@ def dissection_iou(
     active = (values > threshold).astype(np.float64)
     both = areas @ active.T
     union = areas.sum(1)[:, None] + active.sum(1)[None] - both
-    varies = (values != values[:, :1]).any(1)
+    varies = np.asarray((values != values[:, :1]).any(1))
     with np.errstate(invalid="ignore"):
         overlap = both / union
-    return np.where(varies[None] & areas.any(1)[:, None], overlap, np.nan)
+    somewhere = areas.sum(1) > 0
+    return np.where(varies & somewhere[:, None], overlap, np.nan)
 
 
 def _rank_test(

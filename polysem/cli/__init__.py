@@ -10,7 +10,10 @@ import sys
 import typer
 
 from polysem.cli.bench import bench
+from polysem.cli.clusters import clusters
 from polysem.cli.demo import demo
+from polysem.cli.embed import embed
+from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
 from polysem.cli.show import show
 from polysem.cli.train import train
@@ -25,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, train, demo):
+for _command in (probe, show, embed, polysemanticity, clusters, train, demo):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polysem.errors import DataError, PolysemError, SpecError
+from polysem.errors import PolysemError, SpecError
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-    from polysem.data.dataset import ImageData
     from polysem.store.run import Run
 
 
@@ -128,10 +127,11 @@ def seen_by_model(run: Run, data: str | None = None) -> Callable[[int], Image.Im
     import PIL.Image
 
     from polysem.models.transform import Transform
+    from polysem.probe.again import images_again
 
     transform = Transform.from_dict(run.manifest["model"]["transform"])
     try:
-        source = _same_images(run, run.manifest["data"]["name"] if data is None else data)
+        source = images_again(run, data)
     except PolysemError as error:
         if data is not None:
             raise
@@ -151,32 +151,6 @@ def seen_by_model(run: Run, data: str | None = None) -> Callable[[int], Image.Im
 
 def _not_there(image: int) -> Image.Image:
     raise LookupError(image)
-
-
-def _same_images(run: Run, spec: str) -> ImageData:
-    """Load the images of a run again.
-
-    Raises
-    ------
-    PolysemError
-        If they cannot be loaded, or are not those that the run was probed on.
-    """
-    from polysem.data.sources import load_data
-
-    described = run.manifest["data"]
-    # a limit of all images is none, and any other draws the same sample again
-    source = load_data(spec, limit=described["n_images"])
-    if len(source) != described["n_images"]:
-        raise DataError(
-            f"{spec} holds {len(source):,} images, and this run was probed on "
-            f"{described['n_images']:,}"
-        )
-    if source.fingerprint != described["fingerprint"]:
-        raise DataError(
-            f"{spec} does not hold the images that this run was probed on: its fingerprint is "
-            f"{source.fingerprint[:12]}, not {described['fingerprint'][:12]}"
-        )
-    return source
 
 
 def print_summary(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,8 @@ def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
     for row in table.itertuples(index=False):
         cells = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row)
         drawn.add_row(*(Text(cell) for cell in cells))
-    Console().print(drawn)
+    # a pipe or file has no edge at which columns would have to be cut
+    Console(width=None if sys.stdout.isatty() else 240).print(drawn)
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> None:

@@ -169,7 +169,7 @@ def _correlation(shown: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     length = np.sqrt((off**2).sum(0))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (off.T @ off) / np.outer(length, length)
-    return np.nan_to_num(found, nan=1.0)
+    return np.asarray(np.nan_to_num(found, nan=1.0))
 
 
 def _unrelated(

@@ -124,6 +124,23 @@ class Run:
             )
         return _open(store, None)["embedding"]
 
+    def crop_embeddings(self, site: str) -> xr.DataArray:
+        """Return embeddings of the crops where exemplars fired [tail, unit, rank, dim], lazily.
+
+        float32 of length 1, NaN where there is no exemplar.
+
+        Raises
+        ------
+        RunError
+            If there are none of this site.
+        """
+        if not (self.path / "crop_embeddings.zarr" / site).is_dir():
+            raise RunError(
+                f"{self.path} holds no embeddings of crops at {site}; make them with "
+                f"polysem embed {self.path} --crops '{site}'"
+            )
+        return _open(self.path / "crop_embeddings.zarr", site)["embedding"]
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 

@@ -181,8 +181,9 @@ class _Host:
         drawn = drawn - torch.linalg.solve(shared @ self.readouts.T, shared @ drawn.T).T @ (
             self.readouts
         )
-        scale: torch.Tensor = (off @ rows.T).std(0) / (off @ drawn.T).std(0)
-        return drawn * scale[:, None]
+        scale = (off @ rows.T).std(0) / (off @ drawn.T).std(0)
+        scaled: torch.Tensor = drawn * scale[:, None]
+        return scaled
 
 
 def circuit_distance(case: Case, *, k: int = 2, n_exemplars: int = 100) -> Floats:

@@ -122,10 +122,11 @@ def principal_axes(embeddings: Floats, n_axes: int) -> npt.NDArray[np.float64]:
     Axes without spread are left out; one of zeros stays if there is no other.
     """
     off = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
-    left, spread, _ = np.linalg.svd(off, full_matrices=False)
-    n_kept = max(1, int((spread[:n_axes] > 1e-6 * max(spread[0], 1e-300)).sum()))
-    share = spread[:n_kept] / (spread[0] or 1.0)
-    return np.asarray(left[:, :n_kept] * np.sqrt(len(off) * share))
+    squares, directions = np.linalg.eigh(off.T @ off / max(1, len(off)))
+    spread = np.sqrt(squares[::-1][:n_axes].clip(min=0))
+    n_kept = max(1, int((spread > 1e-6 * max(spread[0], 1e-300)).sum()))
+    spread = np.where(spread > 0, spread, 1.0)[:n_kept]
+    return np.asarray(off @ directions[:, ::-1][:, :n_kept] / np.sqrt(spread * spread[0]))
 
 
 def _standardised(activations: Floats) -> npt.NDArray[np.float64]:

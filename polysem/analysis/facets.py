@@ -12,7 +12,6 @@ values: a blob has no way to look special, however stretched it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +67,6 @@ def find_facets(
     n_blobs: int = 32,
     n_resamples: int = 10,
     seed: int = 0,
-    move: Callable[[int, int], None] = lambda done, total: None,
 ) -> Facets:
     """Divide every unit's exemplars into facets, if they are more than one blob.
 
@@ -85,8 +83,6 @@ def find_facets(
         Resamples behind the stability.
     seed : int
         Of blobs and resamples.
-    move : callable
-        Told how many units are done, of how many.
 
     Returns
     -------
@@ -113,7 +109,6 @@ def find_facets(
     )
     there = np.asarray(np.isfinite(exemplars).all(-1))
     size = max(1, _AT_ONCE // max(1, n_ranks * n_dims))
-    done = 0
     for n_there in np.unique(there.sum(1)):
         # units with equally many exemplars go together: nothing need be masked
         alike = np.flatnonzero(there.sum(1) == n_there)
@@ -132,8 +127,6 @@ def find_facets(
             found.group[rows] = groups
             for name in ("count", "silhouette", "excess", "stability"):
                 getattr(found, name)[rows] = getattr(part, name)
-            done += len(rows)
-            move(done, n_units)
     return found
 
 
@@ -145,8 +138,8 @@ def _facets_of(
     count = torch.full((n_units,), min(1, n_points))
     group = torch.zeros(n_units, n_points, dtype=torch.int64)
     score, excess, stability = (torch.full((n_units,), torch.nan) for _ in range(3))
-    if most >= 2:
-        frame, spread, varied = _principal_scores(points, most - 1)
+    frame, spread, varied = _principal_scores(points, max(1, most - 1))
+    if most >= 2 and bool(varied.any()):
         rows = varied.nonzero()[:, 0]
         frame, spread = frame[rows], spread[rows]
         gap = _gaps(frame, spread, most, n_blobs, generator)

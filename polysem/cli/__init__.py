@@ -11,8 +11,10 @@ import typer
 
 from polysem.cli.bench import bench
 from polysem.cli.clusters import clusters
+from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
 from polysem.cli.embed import embed
+from polysem.cli.facets import facets
 from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
 from polysem.cli.show import show
@@ -28,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, embed, polysemanticity, clusters, train, demo):
+for _command in (
+    probe, show, embed, polysemanticity, facets, concepts, clusters, train, demo,
+):  # fmt: skip
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

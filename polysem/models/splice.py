@@ -50,6 +50,7 @@ def splice_units(model: nn.Module, layer: int, rows: Tensor, bias: Tensor) -> nn
     first: Any = getattr(mlp, "fc1", None)
     second: Any = getattr(mlp, "fc2", None)
     plain = type(first) is nn.Linear and type(second) is nn.Linear and first.bias is not None
+    plain = plain and first.out_features == second.in_features  # gated ones multiply halves
     if not plain or type(mlp.act).__name__ not in BOUNDED_BELOW:
         raise SpecError(
             f"the MLP of block {layer} is not linear, activation, linear: neurons can be written "

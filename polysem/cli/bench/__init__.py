@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import typer
 
-<<<<<<< HEAD
-from polysem.cli.bench.polysemanticity import bench_polysemanticity
-=======
 from polysem.cli.bench.monosemanticity import bench_monosemanticity
->>>>>>> poly-scores
+from polysem.cli.bench.polysemanticity import bench_polysemanticity
 from polysem.cli.bench.probe import bench_probe
 
 __all__ = ["bench"]
@@ -18,8 +15,5 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 bench.command("probe")(bench_probe)
-<<<<<<< HEAD
-bench.command("polysemanticity")(bench_polysemanticity)
-=======
 bench.command("monosemanticity")(bench_monosemanticity)
->>>>>>> poly-scores
+bench.command("polysemanticity")(bench_polysemanticity)

@@ -45,6 +45,9 @@ MEANINGS = {
     "difference_high": "upper end",
 }
 
+#: Steps and images a step of an autoencoder's training.
+_STEPS, _BATCH = 1000, 128
+
 Codes = npt.NDArray[np.float64]
 
 #: A dictionary: from training and held-out activations, both in [0, 1], to held-out codes
@@ -69,17 +72,15 @@ def topk_sae(train: Floats, held_out: Floats, n_features: int) -> tuple[Codes, C
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = overcomplete.TopKSAE(train.shape[1], n_features, top_k=max(1, n_features // 10))
-        optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
         images = torch.from_numpy(train - mean).float()
         model.train()
-        for _ in range(100):
-            for rows in torch.randperm(len(images)).split(128):
-                if len(rows) < 2:  # its encoder normalises over the batch
-                    continue
-                optimiser.zero_grad()
-                reconstructed = model(images[rows])[2]
-                ((reconstructed - images[rows]) ** 2).mean().backward()
-                optimiser.step()
+        for _ in range(_STEPS):
+            rows = torch.randperm(len(images))[:_BATCH]
+            optimiser.zero_grad()
+            reconstructed = model(images[rows])[2]
+            ((reconstructed - images[rows]) ** 2).mean().backward()
+            optimiser.step()
         model.eval()
         with torch.no_grad():
             _, codes, decoded = model(torch.from_numpy(held_out - mean).float())

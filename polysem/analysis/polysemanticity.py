@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.stats
 
 from polysem.analysis import excitation, peer_scores, selectivity
+from polysem.analysis.excess_rank import excess_rank
 from polysem.analysis.faces import Face, chosen_sites, faces
 from polysem.analysis.monosemanticity import (
     monosemanticity_error,
@@ -69,6 +70,10 @@ MEANINGS = {
     "ms_high": "upper end",
     "ms_above_chance": "(ms - c) / (1 - c), c the mean cosine of all pairs of images: 0 for a "
     "unit that fires at random, 1 at best; compares across encoders",
+    "excess_rank": "effective number of things in the embeddings that excite the unit, 1 to 32, "
+    "lower is more monosemantic; rests on scored_images; missing where nothing stands out of the "
+    "null; the headline score: of those without labels it does best on planted units (polysem "
+    "bench polysemanticity)",
     "clarity": "mean cosine between exemplars, at most 1, higher is better (semanticlens, "
     "2501.05398)",
     "redundancy": "largest cosine between the unit's mean exemplar and that of another unit of "
@@ -278,6 +283,7 @@ def _of_embeddings(
         "ms_low": (score - reach).clip(-1, 1),
         "ms_high": (score + reach).clip(-1, 1),
         "ms_above_chance": above,
+        "excess_rank": excess_rank(face.activations, directions[face.rows]),
     }
 
 

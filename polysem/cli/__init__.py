@@ -13,9 +13,11 @@ from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
 from polysem.cli.clusters import clusters
 from polysem.cli.compare_heads import compare_heads
+from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
 from polysem.cli.embed import embed
 from polysem.cli.explain import explain
+from polysem.cli.facets import facets
 from polysem.cli.heads import heads
 from polysem.cli.localise import localise
 from polysem.cli.polysemanticity import polysemanticity
@@ -39,6 +41,8 @@ for _command in (
     show,
     embed,
     polysemanticity,
+    facets,
+    concepts,
     clusters,
     heads,
     compare_heads,

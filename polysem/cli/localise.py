@@ -79,8 +79,8 @@ def localise(
     }
     written = [
         *save_table(found.table, out, "localisation"),
-        *save_table(found.scores, out, "scores", csv=False),
-        *save_table(found.curves, out, "curves", csv=False),
+        *save_table(found.scores, out, "scores", endings=(".parquet",)),
+        *save_table(found.curves, out, "curves", endings=(".parquet",)),
         *(save(figure, out / name) for name, figure in pictures.items()),
     ]
     for path in written:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Columns of the printed table, which gives medians over units.
 _SHOWN = (
     "kurtosis", "hoyer", "tail_ratio", "selectivity", "effective_classes", "best_class_auroc",
-    "ms", "ms_above_chance", "clarity",
+    "excess_rank", "ms", "ms_above_chance", "clarity",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,24 +33,26 @@ def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
     Console(width=None if sys.stdout.isatty() else 240).print(drawn)
 
 
-def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table.csv") -> None:
-    """Print a bench's table and write it to ``folder/table.csv``, or another `name` there.
+def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table") -> None:
+    """Print a bench's table and write it to ``folder/name.csv``.
 
     Raises
     ------
     RunError
         If the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / name, index=False)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+    (file,) = save_table(table, folder, name, endings=(".csv",))
     print_table(table)
-    print(f"wrote {folder / name}")
+    print(f"wrote {file}")
 
 
-def save_table(table: pd.DataFrame, folder: Path, name: str, *, csv: bool = True) -> list[Path]:
+def save_table(
+    table: pd.DataFrame,
+    folder: Path,
+    name: str,
+    *,
+    endings: Sequence[str] = (".parquet", ".csv"),
+) -> list[Path]:
     """Write a table to ``folder/name.parquet`` and ``.csv``, and return the files.
 
     Each appears when it is whole. What columns mean (``table.attrs``) is kept in the parquet file.
@@ -59,7 +62,7 @@ def save_table(table: pd.DataFrame, folder: Path, name: str, *, csv: bool = True
     RunError
         If the folder cannot be written.
     """
-    files = [folder / f"{name}.parquet", *([folder / f"{name}.csv"] if csv else [])]
+    files = [folder / f"{name}{ending}" for ending in endings]
     for file in files:
         part = file.with_name(f".{file.name}.partial-{os.getpid()}")
         try:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 import polysem
 from polysem.data.dataset import ImageData
+from polysem.data.shapes import Shapes
+from polysem.data.subset import Subset
 from polysem.errors import DataError, ImageError, NonFiniteError, RunError, SpecError
-from polysem.models.load import LoadedModel
+from polysem.models.load import LoadedModel, load_model
 from polysem.models.transform import Transform
 from polysem.probe.batches import batches
 from polysem.probe.probe import probe
@@ -302,3 +304,16 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_run(
         probe(models()["cls"](), Noise(20), out=tmp_path / "run", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert Run.open(tmp_path / "run").manifest["n_images"] == 12
+
+
+def test_what_images_show_is_kept_where_data_says_so(tmp_path: Path) -> None:
+    data = Shapes("test", n=6, size=32)
+    loaded = load_model("timm:vit_micro_patch8_gap_64")
+    run = probe(
+        loaded, Subset(data, np.array([1, 2, 4])), out=tmp_path / "run", sites="hook_pooled",
+        progress=False,
+    )  # fmt: skip
+    shown = run.table("shown")
+    assert shown["image"].tolist() == run.images["image"].tolist() == [0, 1, 2]
+    assert list(shown.columns[1:]) == list(data.concepts)
+    np.testing.assert_array_equal(shown.iloc[:, 1:], data.concept_matrix()[[1, 2, 4]])

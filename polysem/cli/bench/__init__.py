@@ -8,6 +8,7 @@ from polysem.cli.bench.explain import bench_explain
 from polysem.cli.bench.heads import bench_heads
 from polysem.cli.bench.lipschitz import bench_lipschitz
 from polysem.cli.bench.monosemanticity import bench_monosemanticity
+from polysem.cli.bench.polysemanticity import bench_polysemanticity
 from polysem.cli.bench.probe import bench_probe
 from polysem.cli.bench.train import bench_train
 
@@ -21,5 +22,6 @@ bench.command("explain")(bench_explain)
 bench.command("heads")(bench_heads)
 bench.command("lipschitz")(bench_lipschitz)
 bench.command("monosemanticity")(bench_monosemanticity)
+bench.command("polysemanticity")(bench_polysemanticity)
 bench.command("probe")(bench_probe)
 bench.command("train")(bench_train)

@@ -152,12 +152,12 @@ def seen_by_model(run: Run, data: str | None = None) -> Callable[[int], Image.Im
     """
     import PIL.Image
 
+    from polysem.data.again import load_again
     from polysem.models.transform import Transform
-    from polysem.probe.again import images_again
 
     transform = Transform.from_dict(run.manifest["model"]["transform"])
     try:
-        source = images_again(run, data)
+        source = load_again(run.manifest["data"], data)
     except PolysemError as error:
         if data is not None:
             raise

@@ -16,12 +16,12 @@ import xarray as xr
 from PIL import Image
 from torch import Tensor
 
+from polysem.data.again import load_again
 from polysem.data.dataset import ImageData
 from polysem.device import choose_device
 from polysem.errors import SpecError
 from polysem.models.encoder import Encoder
 from polysem.models.transform import Transform
-from polysem.probe.again import images_again
 from polysem.probe.embed import encoder_for
 from polysem.probe.embedder import require_directions
 from polysem.progress import progress_bar
@@ -96,7 +96,7 @@ def embed_crops(
     if not mapped:
         raise SpecError(f"{sites}: units of these sites have no place in the image to crop")
     used = encoder_for(run, encoder, device=place)
-    source = data if isinstance(data, ImageData) else images_again(run, data)
+    source = data if isinstance(data, ImageData) else load_again(run.manifest["data"], data)
     seen = Transform.from_dict(run.manifest["model"]["transform"])
     size = batch_size or (256 if place.type == "cuda" else 64)
     groups: dict[str, xr.Dataset] = {}

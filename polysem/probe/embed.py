@@ -13,13 +13,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
+from polysem.data.again import load_again
 from polysem.data.dataset import ImageData
 from polysem.data.subset import Subset
 from polysem.device import choose_device
 from polysem.errors import CheckpointError, RunError
 from polysem.models.encoder import Encoder, encoder_of, load_encoder
 from polysem.models.load import load_model
-from polysem.probe.again import images_again
 from polysem.probe.batches import batches
 from polysem.probe.embedder import require_directions
 from polysem.progress import progress_bar
@@ -95,7 +95,7 @@ def embed(
         if donor is not None:
             values = donor.embeddings.to_numpy()
         else:
-            source = data if isinstance(data, ImageData) else images_again(run, data)
+            source = data if isinstance(data, ImageData) else load_again(run.manifest["data"], data)
             values = _embed_images(run, source, used, size, progress=progress)
         attrs = {"encoder": used.spec, "fingerprint": used.fingerprint}
         arrays = dataset(EMBEDDINGS, {"embedding": values}, {})

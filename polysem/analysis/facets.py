@@ -138,9 +138,11 @@ def _facets_of(
     count = torch.full((n_units,), min(1, n_points))
     group = torch.zeros(n_units, n_points, dtype=torch.int64)
     score, excess, stability = (torch.full((n_units,), torch.nan) for _ in range(3))
-    frame, spread, varied = _principal_scores(points, max(1, most - 1))
-    if most >= 2 and bool(varied.any()):
+    rows = torch.zeros(0, dtype=torch.int64)
+    if most >= 2:
+        frame, spread, varied = _principal_scores(points, most - 1)
         rows = varied.nonzero()[:, 0]
+    if len(rows):
         frame, spread = frame[rows], spread[rows]
         gap = _gaps(frame, spread, most, n_blobs, generator)
         excess[rows], best = gap.max(0)

@@ -41,7 +41,7 @@ def test_planted_concepts_come_back_by_name(run: Run) -> None:
     assert found.loc[(1, "lower"), "concepts"] == "heart"
     assert found.loc[(1, "lower"), "best_concept"] == "heart"
     assert found.loc[(1, "lower"), "best_auroc"] > 0.99
-    assert found.loc[(2, "upper"), "best_concept"] is None
+    assert pd.isna(found.loc[(2, "upper"), "best_concept"])
     assert found.loc[2, "count"].tolist() == [0, 0]
     assert found.loc[(3, "upper"), "count"] == 0
 

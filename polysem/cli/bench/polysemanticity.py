@@ -41,7 +41,7 @@ def bench_polysemanticity(
     save_table(splice, out, "splice", endings=(".csv",))
     scores_figure(table).savefig(out / "scores.png", dpi=150)
     for measure in ("auroc", "spearman"):
-        title = f"{measure} by level at noise {MODERATE} of the signal, units not chosen by"
+        title = f"{measure} at noise {MODERATE} of the signal, on the half reported"
         print_table(at_noise(table, MODERATE, measure), title=title)
     summary = splice.groupby("noise")["correlation"].agg(["median", "min"]).reset_index()
     print_table(summary, title="Spliced units: correlation with the signal planted")

@@ -87,7 +87,8 @@ def head_writes(block: Any, z: Tensor) -> Tensor:
         response = writes.sum(2, keepdim=True)
         answer = proj(z.flatten(2))[:, :, None]
         writes = writes * torch.where(response == 0, 0, answer / response)
-    scaled: Tensor = block.ls1(writes)
+    scale = getattr(block.attn, "feat_scale", nn.Identity())  # linear, over tokens and features
+    scaled: Tensor = block.ls1(scale(writes))
     return scaled
 
 

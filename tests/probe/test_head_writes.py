@@ -88,3 +88,18 @@ def test_heads_behind_a_norm_cannot_be_told_apart(name: str) -> None:
     model = small_vit(name)
     with frozen(model), pytest.raises(SpecError, match="cannot be told apart"):
         attribute(GatedViT(model), images_for(model), torch.tensor([1, 4]))
+
+
+@pytest.mark.parametrize("name", ["standard", "bcos"])
+def test_what_features_are_scaled_by_is_in_the_writes(name: str) -> None:
+    model = small_vit(name, feat_scale=True)
+    images, labels = images_for(model), torch.tensor([1, 4])
+    with frozen(model):
+        found = attribute(GatedViT(model), images, labels)
+    shares = found.heads.sum(1) + found.mlps.sum(1) + found.embedding + found.remainder
+    torch.testing.assert_close(shares, found.logit, rtol=1e-10, atol=1e-10)
+    _, cache = HookedVisionModel(model).run_with_cache(images)
+    attention = model.blocks[1].attn
+    constant = attention.feat_scale(attention.proj(0 * cache["z", 1].flatten(2)))
+    writes = head_writes(model.blocks[1], cache["z", 1])
+    torch.testing.assert_close(writes.sum(2) + constant, cache["attn_out", 1])

@@ -260,7 +260,7 @@ def test_gradients_reach_every_weight_also_under_autocast(share: float) -> None:
         (lambda: nn.Linear(2, 2), "Linear"),
         (lambda: bcosify(network("class_token")), "BcosifiedVit"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "from",
 )
 def test_what_has_no_b_cos_form_is_refused_by_name(build: Any, named: str) -> None:
     with pytest.raises(SpecError, match=named):

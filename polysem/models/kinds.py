@@ -8,6 +8,7 @@ from typing import Any
 
 from polysem.errors import SpecError, did_you_mean
 from polysem.models.attn_scale import AttnScale
+from polysem.models.cosine import Cosine
 from polysem.models.manhattan import Manhattan
 from polysem.models.mixers import Softmax
 from polysem.models.sata import Sata
@@ -20,6 +21,7 @@ MIXERS: dict[str, type[Softmax]] = {
     "sata": Sata,
     "attn_scale": AttnScale,
     "manhattan": Manhattan,
+    "cosine": Cosine,
 }
 
 _GIVEN_BY_THE_LAYER = {"grid", "n_prefix_tokens", "device", "dtype"}

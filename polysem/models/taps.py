@@ -24,6 +24,7 @@ _torchvision.repair()
 from timm.layers import Attention, Mlp  # noqa: E402
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer  # noqa: E402
 
+from polysem.models.lipsformer import PostNormBlock  # noqa: E402
 from polysem.models.scores import (  # noqa: E402
     attention_bias,
     attention_pattern,
@@ -48,7 +49,7 @@ Attach: TypeAlias = Callable[[Mapping[str, Point]], list[RemovableHandle]]
 #: torch each have their own classes).
 BOUNDED_BELOW = {
     "ReLU", "ReLU6", "GELU", "GELUTanh", "QuickGELU", "QuickGELUActivation", "SiLU", "Swish",
-    "Sigmoid", "Softplus", "Mish", "HardSwish", "Hardswish",
+    "Sigmoid", "Softplus", "Mish", "HardSwish", "Hardswish", "DetachableGate",
 }  # fmt: skip
 
 
@@ -100,13 +101,17 @@ def vit_taps(model: VisionTransformer) -> dict[str, Tap]:
 def _block_taps(prefix: str, block: nn.Module) -> dict[str, Tap]:
     taps = input_tap(f"{prefix}.hook_resid_pre", block)
     if isinstance(block, (Block, ResPostBlock)):
-        norms_first = isinstance(block, Block)
+        sums_normed = isinstance(block, PostNormBlock)
+        norms_first = isinstance(block, Block) and not sums_normed
         if norms_first:
             taps |= output_tap(f"{prefix}.ln1.hook_normalized", block.norm1)
         taps |= _attention_taps(f"{prefix}.attn", block.attn)
         taps |= output_tap(f"{prefix}.hook_attn_out", block.drop_path1)
-        reader = block.norm2 if norms_first else block.mlp
-        taps |= _resid_mid_tap(f"{prefix}.hook_resid_mid", block, reader)
+        if sums_normed:  # norm1 gives the stream itself
+            taps |= output_tap(f"{prefix}.hook_resid_mid", block.norm1)
+        else:
+            reader = block.norm2 if norms_first else block.mlp
+            taps |= _resid_mid_tap(f"{prefix}.hook_resid_mid", block, reader)
         if norms_first:
             taps |= output_tap(f"{prefix}.ln2.hook_normalized", block.norm2)
         taps |= _mlp_taps(f"{prefix}.mlp", block.mlp)

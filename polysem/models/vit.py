@@ -28,7 +28,9 @@ from polysem.models.attention import Kept, attention_layer
 from polysem.models.dropout import PatchDropout, check_drop_head, drop_channels
 from polysem.models.embed import PatchLinearEmbed, SincosPositions
 from polysem.models.kinds import choose_mixer
+from polysem.models.lipsformer import PostNormBlock, spectral_init_
 from polysem.models.mixers import Softmax
+from polysem.models.norms import CenterNorm
 from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
 from polysem.models.vit_variants import VARIANTS, variant_args, variant_cfg, variant_name
@@ -68,6 +70,15 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         See :func:`~polysem.models.dropout.drop_channels`.
     patch_drop_rate : float or (float, float)
         See :class:`~polysem.models.dropout.PatchDropout`.
+    center_norm : bool
+        Norms are :class:`~polysem.models.norms.CenterNorm` instead of layer norms.
+    post_norm : bool
+        Blocks are :class:`~polysem.models.lipsformer.PostNormBlock`: norms after the sums.
+    weighted_residual : bool
+        What a branch adds is weighted by learned numbers (timm's LayerScale, `init_values`), at
+        first 1 / depth.
+    spectral_init : bool
+        Weights start with spectral norm 1 (:func:`~polysem.models.lipsformer.spectral_init_`).
     weight_init
         timm's; by default each layer keeps its own torch initialisation, as in the official code.
     **options
@@ -78,6 +89,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
     SpecError
         If sizes do not fit together, or `positions` is unknown or does not go with an option.
     """
+
+    spectral: bool = False  # so it is while timm builds the model, before there is our head
 
     def __init__(
         self,
@@ -92,6 +105,10 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         feat_scale: bool = False,
         spatial_drop_rate: float = 0.0,
         patch_drop_rate: float | Sequence[float] = 0.0,
+        center_norm: bool = False,
+        post_norm: bool = False,
+        weighted_residual: bool = False,
+        spectral_init: bool = False,
         weight_init: str = "reset",
         **options: Any,
     ) -> None:
@@ -101,6 +118,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         n_prefix_tokens = options.get("reg_tokens", 0)
         if n_prefix_tokens and positions != "learn":
             raise SpecError("register tokens (reg_tokens) need positions='learn'")
+        if weighted_residual:
+            options = {"init_values": 1 / options.get("depth", 12), **options}
         (height, width), (patch_y, patch_x) = _pair(img_size), _pair(patch_size)
         grid = (height // patch_y, width // patch_x)
         mixer_type, mixer_options = choose_mixer(attention)
@@ -113,7 +132,7 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             qkv_bias=layers.biases,
             proj_bias=layers.biases,
             weight_init=weight_init,
-            norm_layer=layers.norm,
+            norm_layer=partial(CenterNorm, bias=layers.biases) if center_norm else layers.norm,
             act_layer=layers.act,
             mlp_layer=layers.mlp,
             attn_layer=attention_layer(
@@ -137,7 +156,11 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
                 act=layers.act,
                 stem=tuple(stem),
             ),
-            **{"global_pool": "avg", **options},
+            **{
+                "global_pool": "avg",
+                "block_fn": PostNormBlock if post_norm else timm_vit.Block,
+                **options,
+            },
         )
         self.positions, self.grid, self.make_head = positions, grid, layers.head
         self.sincos = SincosPositions() if positions == "sincos" else None
@@ -148,6 +171,15 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         mixers = [module for module in self.modules() if isinstance(module, Softmax)]
         self.sees_grid = positions == "attention" or any(mixer.needs_grid for mixer in mixers)
         self._check_mixing(attention, leaves_out=bool(patch_drop_rate))
+        self.spectral = spectral_init
+        if spectral_init:
+            spectral_init_(self)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draw all weights anew, as timm does or with spectral norm 1."""
+        super().init_weights(mode, needs_reset)
+        if self.spectral:
+            spectral_init_(self)
 
     def _check_mixing(self, attention: str | Mapping[str, Any], *, leaves_out: bool) -> None:
         """Refuse what this kind of attention cannot do."""

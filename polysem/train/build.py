@@ -12,6 +12,7 @@ from torch import nn
 from polysem import _torchvision
 from polysem.errors import RecipeError, SpecError
 from polysem.models.bcos import BcosConv2d, BcosLinear
+from polysem.models.conversion import advance
 from polysem.models.dropout import set_drop_head_rate
 from polysem.models.registry import create, home, require_known
 from polysem.train.losses import LOSSES, Loss
@@ -32,6 +33,7 @@ __all__ = [
     "choose_optimiser",
     "follow_steps",
     "give_strengths_a_rate",
+    "method_args",
     "with_methods",
 ]
 
@@ -60,7 +62,7 @@ def _check_args(args: Mapping[str, object]) -> None:
         if key == "num_classes":
             raise RecipeError("model.args.num_classes: the data decides this; remove the key")
         if key.startswith(("pretrained", "checkpoint_path", "cache_dir")):
-            raise RecipeError(f"model.args.{key}: training starts from random weights; remove it")
+            raise RecipeError(f"model.args.{key}: remove it; weights come from model.weights")
 
 
 def with_methods(recipe: Recipe) -> Model:
@@ -75,7 +77,7 @@ def with_methods(recipe: Recipe) -> Model:
     name = recipe.model.name
     more: dict[str, Any] = {}
     _check_together(recipe)
-    for key, argument, value, homes in _method_args(recipe):
+    for key, argument, value, homes in method_args(recipe):
         if argument in recipe.model.args:
             raise RecipeError(f"{key} and model.args.{argument} say the same; keep {key}")
         if home(name) not in homes:
@@ -91,13 +93,16 @@ _OUR_CNN = {"polysem.models.cnn": "polysem's residual networks (bcos_resnet20_32
 _TIMM_VIT = {"timm.models.vision_transformer": "timm's vision transformers"}
 
 
-def _method_args(recipe: Recipe) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
+def method_args(recipe: Recipe) -> Iterator[tuple[str, str, Any, dict[str, str]]]:
     """Give key of the recipe, argument of the model, its value, and which models have it."""
     if recipe.attention is not None:
         attention = {"kind": recipe.attention.kind, **recipe.attention.options()}
         yield "attention", "attention", attention, _OUR_VIT
     if recipe.feat_scale:
         yield "feat_scale", "feat_scale", True, _OUR_VIT
+    for part in ("center_norm", "post_norm", "weighted_residual", "spectral_init"):
+        if getattr(recipe, part):
+            yield part, part, True, _OUR_VIT
     if (heads := recipe.drop_head) is not None:
         rate = {"half": "half", "bernoulli": heads.p, "scheduled": heads.p_start}[heads.mode]
         yield "drop_head", "drop_head", rate, _OUR_VIT
@@ -126,7 +131,7 @@ def _check_together(recipe: Recipe) -> None:
     if manhattan and recipe.patch_dropout is not None:
         raise RecipeError(
             "patch_dropout does not go with attention.kind 'manhattan', which needs every patch in "
-            "its place; allowed with it: softmax, sata, attn_scale"
+            "its place; allowed with it: softmax, sata, attn_scale, cosine"
         )
     positions = recipe.model.args.get("positions", "attention")
     decomposed = recipe.attention is not None and recipe.attention.decomposed
@@ -140,7 +145,12 @@ def _check_together(recipe: Recipe) -> None:
 
 
 def follow_steps(
-    recipe: Recipe, model: nn.Module, schedule: Any, *, total_steps: int
+    recipe: Recipe,
+    model: nn.Module,
+    schedule: Any,
+    *,
+    total_steps: int,
+    average: ModelEmaV3 | None = None,
 ) -> Callable[[int], None]:
     """Return what is called with the number of each step before it: all that changes by step.
 
@@ -152,11 +162,16 @@ def follow_steps(
         Of the learning rate.
     total_steps : int
         Steps in all.
+    average : ModelEmaV3, optional
+        Whose model is converted with the other.
     """
     heads = recipe.drop_head
+    converted = [model] if average is None else [model, average.module]
 
     def follow(step: int) -> None:
         schedule.step_update(step)
+        for network in converted:
+            advance(network, step=step, steps=recipe.schedule.conversion_steps)
         if heads is not None and heads.mode == "scheduled":
             rate = drop_head_rate(
                 step,

@@ -33,6 +33,7 @@ from polysem.train.prepare import Job, prepare, settings
 from polysem.train.processes import processes
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import log_spaced_steps
+from polysem.train.start import with_start
 from polysem.train.state import Progressed, check_same_training, load_state, save_state
 from polysem.train.step import Showing, shown, take_step
 from polysem.train.tally import Tally
@@ -119,6 +120,7 @@ def train(
     """
     outputs = Outputs(Path(out).expanduser())
     outputs.check(resume=resume, overwrite=overwrite)
+    recipe = with_start(recipe)
     if resume and not outputs.state.exists():
         return _finished_before(outputs, recipe)
     clock = _Clock()

@@ -71,7 +71,7 @@ class Attention(Section):
     `lr` is the peak learning rate of what the kind itself learns.
     """
 
-    kind: Literal["softmax", "sata", "attn_scale", "manhattan"]
+    kind: Literal["softmax", "sata", "attn_scale", "manhattan", "cosine"]
     threshold: BelowOne | None = None
     strength: float | None = None
     lr: Positive | None = None
@@ -79,6 +79,10 @@ class Attention(Section):
     spread: PositiveOrZero | None = None
     decomposed: bool | None = None
     local: bool | None = None
+    tau: Positive | None = None
+    nu: Positive | None = None
+    eps: Positive | None = None
+    normalize_values: bool | None = None
 
     @model_validator(mode="after")
     def _options_of_the_kind(self) -> Attention:
@@ -86,6 +90,7 @@ class Attention(Section):
             "sata": ("threshold", "strength", "lr"),
             "attn_scale": ("lr",),
             "manhattan": ("start", "spread", "decomposed", "local"),
+            "cosine": ("tau", "nu", "eps", "normalize_values"),
         }.get(self.kind, ())
         given = self.model_dump(exclude={"kind"}, exclude_none=True)
         wrong = sorted(given.keys() - set(takes))

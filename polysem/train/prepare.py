@@ -14,7 +14,7 @@ from torch import nn
 from polysem.data.dataset import ImageData
 from polysem.data.sources import load_data
 from polysem.errors import DataError, RecipeError, SpecError
-from polysem.models.registry import evaluation_transform, require_known
+from polysem.models.registry import require_known
 from polysem.models.transform import Transform
 from polysem.train.build import (
     build_model,
@@ -34,6 +34,7 @@ from polysem.train.order import generator_for
 from polysem.train.processes import Processes
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import cosine_schedule
+from polysem.train.start import check_conversion, start_weights, with_start
 
 __all__ = ["Job", "prepare", "settings"]
 
@@ -102,6 +103,7 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
     DataError
         If the data has no labels, or its two parts have different classes.
     """
+    recipe = with_start(recipe)
     _known_model(recipe)
     network = with_methods(recipe)
     train = load_data(recipe.data.train, limit=recipe.data.train_limit)
@@ -111,7 +113,8 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
     _check_parts(recipe, len(train), group.count)
     torch.manual_seed(recipe.seed)
     model = build_model(network, n_classes=n_classes)
-    transform = evaluation_transform(model)
+    check_conversion(recipe, model, total_steps)
+    transform = start_weights(recipe, model)
     memory_format = choose_memory_format(model, group.device)
     model.to(group.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     optimiser = choose_optimiser(recipe.optimiser, model)
@@ -124,16 +127,17 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
     )
     learned = hold(train, transform, recipe, group, report=report, training=True)
     tested = hold(test, transform, recipe, group, report=report, training=False)
+    average = choose_average(recipe, model)
     job = Job(
         recipe=recipe,
         model=model,
         network=group.share(_compiled(model) if recipe.compile else model),
-        average=choose_average(recipe, model),
+        average=average,
         memory_format=memory_format,
         transform=transform,
         loss=choose_loss(recipe, model),
         optimiser=optimiser,
-        follow=follow_steps(recipe, model, schedule, total_steps=total_steps),
+        follow=follow_steps(recipe, model, schedule, total_steps=total_steps, average=average),
         clip=choose_clip(recipe.optimiser.clip, model),
         train=learned,
         test=tested,

@@ -39,10 +39,22 @@ __all__ = [
 
 
 class Model(_Section):
-    """The network: a name from timm's registry (polysem's included) and its arguments."""
+    """The network: a name from timm's registry (polysem's included) and its arguments.
 
-    name: str
+    With `weights`, a checkpoint, training starts from that instead of from random weights; one of
+    polysem's own says name and arguments itself. `sha256` pins what is in it.
+    """
+
+    name: str = ""
     args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Model:
+        if not self.name and self.weights is None:
+            raise ValueError("give name, a model of timm's registry, or weights, a checkpoint")
+        return self
 
 
 class Clip(_Section):
@@ -80,12 +92,16 @@ class Optimiser(_Section):
 
 
 class Schedule(_Section):
-    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine."""
+    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine.
+
+    A B-cosified model is converted over `conversion_steps`, or at once.
+    """
 
     epochs: _Count | None = None
     steps: _Count | None = None
     warmup_steps: _CountOrZero = 0
     final_lr: _PositiveOrZero = 0.0
+    conversion_steps: _CountOrZero = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Schedule:
@@ -101,7 +117,8 @@ class Recipe(_Section):
     ----------
     model, data, optimiser, schedule, augment : section
         See the class of each.
-    attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout
+    attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout, center_norm, \
+    post_norm, weighted_residual, spectral_init
         Methods that live in the model, see `polysem.train.methods`; off by default.
     loss : str
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
@@ -146,6 +163,10 @@ class Recipe(_Section):
     dropout: Dropout | None = None
     spatial_dropout: _BelowOne = 0.0
     patch_dropout: PatchDropout | None = None
+    center_norm: bool = False
+    post_norm: bool = False
+    weighted_residual: bool = False
+    spectral_init: bool = False
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     batch_size: _Count = 128
     accumulate: _Count = 1
@@ -231,7 +252,7 @@ def parse_recipe(data: object, *, where: str = "recipe") -> Recipe:
     >>> parse_recipe({"model": {"nme": "vit_micro_patch8_gap_64"}})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    polysem.errors.RecipeError: recipe: the key 'model.name' is missing...
+    polysem.errors.RecipeError: recipe: unknown key 'model.nme'; did you mean 'name'?...
     """
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where} holds no keys; expected {_allowed(Recipe)}")

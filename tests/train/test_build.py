@@ -153,8 +153,8 @@ def test_clipping() -> None:
         ("vit_micro_patch8_gap_46", {}, "did you mean 'vit_micro_patch8_gap_64'"),
         (TWINS[0], {"embed_dims": 3}, "embed_dims"),
         (TWINS[0], {"num_classes": 3}, "the data decides"),
-        (TWINS[0], {"pretrained": True}, "random weights"),
-        (TWINS[0], {"checkpoint_path": "x.pth"}, "random weights"),
+        (TWINS[0], {"pretrained": True}, "weights come from model"),
+        (TWINS[0], {"checkpoint_path": "x.pth"}, "weights come from model"),
     ],
 )
 def test_a_model_that_cannot_be_built(name: str, args: dict[str, object], said: str) -> None:

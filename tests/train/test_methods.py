@@ -55,6 +55,9 @@ MakeRecipe = Callable[..., Recipe]
         ("attention", {"kind": "sata", "threshold": 1}, ["attention.threshold is 1", "less than"]),
         ("attention", {"kind": "manhattan", "start": 0}, ["attention.start", "greater than 0"]),
         ("feat_scale", "maybe", ["feat_scale is 'maybe'", "boolean"]),
+        ("attention", {"kind": "cosine", "eps": 0}, ["attention.eps is 0", "greater than 0"]),
+        ("attention", {"kind": "sata", "tau": 1}, ["kind 'sata' takes threshold", "got tau"]),
+        ("center_norm", "yes!", ["center_norm is 'yes!'"]),
         ("dropout", 0.1, ["dropout is 0.1", "hidden, attention, tokens, head"]),
         ("dropout", {"hidden": 1.2}, ["dropout.hidden is 1.2", "less than 1"]),
         ("spatial_dropout", True, ["spatial_dropout is True", "not true or false"]),
@@ -155,6 +158,15 @@ EVERYTHING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (
         {"attention": {"kind": "manhattan", "start": 3, "spread": 2, "local": True}},
         {"attention": {"kind": "manhattan", "start": 3.0, "spread": 2.0, "local": True}},
+    ),
+    (
+        {"attention": {"kind": "cosine", "tau": 5, "eps": 0.01, "normalize_values": False}},
+        {"attention": {"kind": "cosine", "tau": 5.0, "eps": 0.01, "normalize_values": False}},
+    ),
+    ({"center_norm": True, "post_norm": True}, {"center_norm": True, "post_norm": True}),
+    (
+        {"weighted_residual": True, "spectral_init": True},
+        {"weighted_residual": True, "spectral_init": True},
     ),
     ({"feat_scale": True}, {"feat_scale": True}),
     (

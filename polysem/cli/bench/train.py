@@ -36,6 +36,6 @@ def bench_train(
     read = load_recipe(recipe, changes=parse_changes(changes or []))
     table, profile = measure(read, steps=steps, repeats=repeats, device=device, report=print)
     write_table(table, out)
-    write_table(profile, out, name="profile.csv")
+    write_table(profile, out, name="profile")
     for column, meaning in MEANINGS.items():
         print(f"{column}: {meaning}")

@@ -35,6 +35,19 @@ def probe(
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option(help="Arithmetic of the forward pass.")
     ] = "fp32",
+    embed: Annotated[
+        str | None,
+        typer.Option(
+            help="Embed the images and score monosemanticity: model, timm:NAME, "
+            "open_clip:ARCH[:PRETRAINED or FILE]."
+        ),
+    ] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option(help="Replicates for intervals. Default: 20 with --embed.", min=0)
+    ] = None,
+    smoothing: Annotated[
+        bool, typer.Option("--smoothing", help="Measure how alike tokens grow, block by block.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(help="Probe a random sample of so many images.", min=1)
     ] = None,
@@ -74,6 +87,9 @@ def probe(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        embed=embed,
+        bootstrap=bootstrap,
+        smoothing=smoothing,
         limit=limit,
         workers=workers,
         strict=strict,

@@ -30,11 +30,14 @@ class Decoded:
         uint8 [image, channel, y, x]; None if none could be read.
     skipped : list of ImageError
         Those that could not.
+    other_pixels : Tensor or None
+        The same images as an encoder takes them, uint8 [image, channel, y, x].
     """
 
     indices: list[int]
     pixels: Tensor | None
     skipped: list[ImageError]
+    other_pixels: Tensor | None = None
 
 
 def batches(
@@ -42,6 +45,7 @@ def batches(
     transform: Callable[[Image.Image], Tensor],
     batch_size: int,
     *,
+    other: Callable[[Image.Image], Tensor] | None = None,
     workers: int = 0,
     pin: bool = False,
     strict: bool = False,
@@ -56,6 +60,8 @@ def batches(
         From a PIL image to uint8 [channel, y, x], the same size for all.
     batch_size : int
         Images per batch, those that cannot be read counted.
+    other : callable, optional
+        A second such transform, of the same picture.
     workers : int, default 0
         Processes that read and transform.
     pin : bool, default False
@@ -64,7 +70,7 @@ def batches(
         Raise the first ImageError instead of setting the image aside.
     """
     loader = DataLoader(
-        _Readable(source, transform),
+        _Readable(source, transform, other),
         batch_size=batch_size,
         collate_fn=_collate,
         num_workers=workers,
@@ -76,32 +82,47 @@ def batches(
         if strict and decoded.skipped:
             raise decoded.skipped[0]
         if pin and decoded.pixels is not None:
-            decoded = Decoded(decoded.indices, decoded.pixels.pin_memory(), decoded.skipped)
+            others = decoded.other_pixels
+            decoded = Decoded(
+                decoded.indices,
+                decoded.pixels.pin_memory(),
+                decoded.skipped,
+                None if others is None else others.pin_memory(),
+            )
         yield decoded
 
 
 class _Readable(Dataset[Any]):
-    """Images as (index, pixels) or (index, why not)."""
+    """Images as (index, pixels of each transform) or (index, why not)."""
 
-    def __init__(self, source: ImageData, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.source, self.transform = source, transform
+    def __init__(
+        self,
+        source: ImageData,
+        transform: Callable[[Image.Image], Tensor],
+        other: Callable[[Image.Image], Tensor] | None,
+    ) -> None:
+        self.source = source
+        self.transforms = (transform,) if other is None else (transform, other)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | ImageError]:
+    def __getitem__(self, index: int) -> tuple[int, tuple[Tensor, ...] | ImageError]:
         try:
-            return index, self.transform(self.source.read(index))
+            image = self.source.read(index)
         except ImageError as error:
             return index, error
+        return index, tuple(transform(image) for transform in self.transforms)
 
 
-def _collate(items: list[tuple[int, Tensor | ImageError]]) -> Decoded:
-    read = [(i, item) for i, item in items if isinstance(item, Tensor)]
+def _collate(items: list[tuple[int, tuple[Tensor, ...] | ImageError]]) -> Decoded:
+    read = [(i, item) for i, item in items if not isinstance(item, ImageError)]
+    stacks = [torch.stack(pixels) for pixels in zip(*(item for _, item in read), strict=True)]
     return Decoded(
         indices=[i for i, _ in read],
-        pixels=torch.stack([pixels for _, pixels in read]) if read else None,
+        pixels=stacks[0] if stacks else None,
         skipped=[item for _, item in items if isinstance(item, ImageError)],
+        other_pixels=stacks[1] if len(stacks) > 1 else None,
     )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from polysem.data.dataset import ImageData
 from polysem.data.sources import load_data
 from polysem.device import choose_device
 from polysem.errors import DataError, SpecError
 from polysem.interrupt import interrupt_flag
+from polysem.models.encoder import Encoder, load_encoder
 from polysem.models.load import LoadedModel, load_model
 from polysem.probe.batches import batches
 from polysem.probe.recorder import Precision, Recorder
@@ -34,6 +38,9 @@ def probe(
     batch_size: int | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
+    embed: str | Path | Encoder | None = None,
+    bootstrap: int | None = None,
+    smoothing: bool = False,
     limit: int | None = None,
     workers: int | None = None,
     strict: bool = False,
@@ -70,6 +77,16 @@ def probe(
         ``auto`` takes a GPU if there is one.
     precision : {"fp32", "bf16"}, default "fp32"
         Arithmetic of the forward pass; statistics are float32 and float64 in either case.
+    embed : str, Path or Encoder, optional
+        Also embed every image and score how alike the images are that excite a unit: ``model``
+        takes the model's own pooled features, at no extra cost; anything that `load_encoder`
+        takes is another network that sees the same images in the same pass.
+    bootstrap : int, optional
+        Replicates of a bootstrap over images, for intervals of monosemanticity, class selectivity
+        and means; by default 20 with `embed`, else none. Each keeps 4 bytes for each entry of
+        [tail, unit, dimension of the embedding].
+    smoothing : bool, default False
+        Also measure how alike the tokens of an image are after each block of a transformer.
     limit : int, optional
         Probe only so many images.
     workers : int, optional
@@ -95,6 +112,8 @@ def probe(
     for name, value in {"top_k": top_k, "sample": sample, "batch_size": batch_size}.items():
         if value is not None and value < 1:
             raise SpecError(f"{name} must be at least 1, not {value}")
+    if bootstrap is not None and (bootstrap < 0 or bootstrap == 1):
+        raise SpecError(f"bootstrap must be 0, or at least 2 replicates, not {bootstrap}")
     place = choose_device(device)
     with RunWriter(out, overwrite=overwrite) as writer:
         loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
@@ -103,11 +122,14 @@ def probe(
             raise DataError(f"{source.name} holds no images")
         recorder = Recorder(
             loaded, source, writer, sites=sites, top_k=top_k, pooled=pooled, patterns=patterns,
-            sample=sample, device=place, precision=precision,
+            sample=sample, device=place, precision=precision, embed=_encoder(embed, place),
+            bootstrap=(20 if embed else 0) if bootstrap is None else bootstrap,
+            smoothing=smoothing,
         )  # fmt: skip
         cuda = place.type == "cuda"
         size = batch_size or (256 if cuda else 64)
         workers = (8 if cuda else 0) if workers is None else workers
+        other = recorder.embedder.other_transform if recorder.embedder else None
         started = time.perf_counter()
         with (
             interrupt_flag() as interrupted,
@@ -115,8 +137,9 @@ def probe(
             progress_bar(show=progress) as move,
         ):
             for decoded in batches(
-                source, loaded.transform, size, workers=workers, pin=cuda, strict=strict
-            ):
+                source, loaded.transform, size, other=other, workers=workers, pin=cuda,
+                strict=strict,
+            ):  # fmt: skip
                 recorder.update(decoded)
                 done = recorder.n_images + len(recorder.skipped)
                 move("probe", done, len(source))
@@ -124,3 +147,11 @@ def probe(
                     break
         recorder.finish(interrupted=interrupted(), seconds=time.perf_counter() - started)
     return Run.open(out)
+
+
+def _encoder(
+    embed: str | Path | Encoder | None, device: torch.device
+) -> Encoder | Literal["model"] | None:
+    if embed is None or isinstance(embed, Encoder):
+        return embed
+    return "model" if str(embed) == "model" else load_encoder(embed, device=device)

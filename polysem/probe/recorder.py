@@ -14,16 +14,21 @@ from torch import Tensor
 
 from polysem.data.dataset import ImageData
 from polysem.errors import DataError, SpecError
+from polysem.models.encoder import Encoder
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.taps import attention_bias, attention_scores
 from polysem.probe import describe
 from polysem.probe.accumulators import image_hash, rank_error
 from polysem.probe.batches import Decoded
+from polysem.probe.bootstrap import poisson_weights
+from polysem.probe.embedder import Embedder, require_directions
 from polysem.probe.patterns import images_at_a_time, patch_distances, pattern_statistics
 from polysem.probe.per_image import ImageRows, Stream
 from polysem.probe.pooling import square_grid
 from polysem.probe.site_recorder import Batch, SiteRecorder
+from polysem.probe.smoothing import SmoothingRecorder
+from polysem.probe.weight_overlap import weight_cosine
 from polysem.sites import parse_site
 from polysem.store.writer import RunWriter
 
@@ -46,8 +51,12 @@ class Recorder:
         Where images come from: labels and keys are read here, pixels are not.
     writer : RunWriter
         Where the run goes.
-    sites, top_k, pooled, patterns, sample, device, precision
+    sites, top_k, pooled, patterns, sample, device, precision, smoothing
         As in `probe`.
+    embed : Encoder or "model", optional
+        What embeds the images.
+    bootstrap : int, default 0
+        Replicates of the bootstrap over images.
     """
 
     def __init__(
@@ -63,12 +72,15 @@ class Recorder:
         sample: int,
         device: torch.device,
         precision: Precision,
+        embed: Encoder | Literal["model"] | None = None,
+        bootstrap: int = 0,
+        smoothing: bool = False,
     ) -> None:
         self.loaded, self.source, self.writer = loaded, source, writer
         self.device, self.precision = device, precision
         self.options = {
             "top_k": top_k, "pooled": pooled, "patterns": patterns, "sample": sample,
-            "precision": precision,
+            "precision": precision, "bootstrap": bootstrap, "smoothing": smoothing,
         }  # fmt: skip
         self.hooked = HookedVisionModel(loaded.model.to(device))
         names = describe.choose_sites(list(self.hooked.hook_dict), sites)
@@ -83,11 +95,17 @@ class Recorder:
                 top_k=top_k,
                 sample=min(sample, len(source)),
                 grid=None if patch_grid is None else tuple(patch_grid),
+                n_replicates=bootstrap,
             )
             for name in names
         }
         self.head_sites = [n for n in names if parse_site(n).part == "attn.hook_z"]
         self.pattern_sites = _pattern_sites(self.hooked, names) if patterns else []
+        self.embedder = None
+        if embed is not None:
+            self.embedder = Embedder(None if embed == "model" else embed, loaded, self.hooked)
+        self.smoothing = SmoothingRecorder(self.hooked) if smoothing else None
+        self._embedded: list[tuple[list[str], Tensor]] = []
         self._pooled = Stream(names if pooled else self.head_sites)
         self._patterns = Stream(self.pattern_sites)
         self._rows: ImageRows | None = None
@@ -109,6 +127,8 @@ class Recorder:
                 (f"{name}.hook_k", partial(self._record_pattern, name))
                 for name in self.pattern_sites
             ),
+            *(self.smoothing.hooks() if self.smoothing else ()),
+            *(self.embedder.hooks() if self.embedder else ()),
         ]
         with ExitStack() as stack:
             stack.callback(_set_training, training)
@@ -129,14 +149,24 @@ class Recorder:
         labels = None
         if self.source.labels is not None:
             labels = torch.from_numpy(self.source.labels[decoded.indices])
+        hashes = torch.from_numpy(image_hash(keys))
+        n_replicates = int(self.options["bootstrap"])
+        weights = poisson_weights(hashes, n_replicates) if n_replicates else None
         self._batch = Batch(
             indices.to(self.device, non_blocking=True),
             indices,
-            torch.from_numpy(image_hash(keys)),
+            hashes,
             None if labels is None else labels.to(self.device, non_blocking=True),
+            None if weights is None else weights.to(self.device, non_blocking=True),
         )
         pixels = decoded.pixels.to(self.device, non_blocking=True)
         logits = self.hooked(self.loaded.transform.normalize(pixels))
+        if self.embedder is not None:
+            embeddings = self.embedder.embed(decoded, pixels)
+            with torch.autocast(self.device.type, enabled=False):
+                for recorder in self.sites.values():
+                    recorder.embed(embeddings, self._batch)
+            self._embedded.append((keys, embeddings))
         for name in self._pooled.sites:
             values = self.sites[name].latest
             if values is not None:
@@ -166,7 +196,8 @@ class Recorder:
         self._flush()
         described, tables = {}, []
         for name, recorder in self.sites.items():
-            units = recorder.result()
+            overlap = weight_cosine(self.loaded.model, recorder.site)
+            units = recorder.result(weight_cosine=overlap)
             self.writer.write_units(name, units)
             tables.append(describe.unit_table(name, units))
             described[name] = {
@@ -179,6 +210,8 @@ class Recorder:
                 "grid": recorder.grid if "top_map" in units else None,
             }
         self.writer.write_table("units", pd.concat(tables, ignore_index=True))
+        if self.smoothing is not None:
+            self.writer.write_table("smoothing", self.smoothing.table())
         if self.head_sites or self.pattern_sites:
             recorded = self.head_sites or [f"{n}.hook_z" for n in self.pattern_sites]
             layers = [parse_site(n).layer for n in recorded]
@@ -190,6 +223,7 @@ class Recorder:
                 "model": describe.describe_model(self.loaded),
                 "data": describe.describe_data(self.source),
                 "sites": described,
+                "embedding": None if self.embedder is None else self.embedder.attrs,
                 "options": self.options,
                 "quantile_rank_error": rank_error(int(self.options["sample"]), self.n_images),
                 "skipped": self.skipped,
@@ -238,6 +272,7 @@ class Recorder:
             recorder.check_finite()
         if self._rows is not None:
             self._rows.flush(self.writer)
+        self._write_embeddings()
         pooled, patterns = self._pooled.take(), self._patterns.take()
         norms = [pooled[name][:, 1] for name in self.head_sites if name in pooled]  # pool "mean"
         if norms:
@@ -249,6 +284,14 @@ class Recorder:
             by_layer = torch.stack([patterns[name] for name in self.pattern_sites], dim=2)
             for i, name in enumerate(("pattern_entropy", "pattern_distance")):
                 self.writer.add_heads(name, by_layer[:, i].numpy())
+
+    def _write_embeddings(self) -> None:
+        for keys, embeddings in self._embedded:
+            assert self.embedder is not None
+            values = embeddings.cpu().numpy()
+            require_directions(values, keys, self.embedder.attrs["encoder"])
+            self.writer.add_embeddings(values, self.embedder.attrs)
+        self._embedded.clear()
 
 
 def _set_training(modules: list[torch.nn.Module]) -> None:

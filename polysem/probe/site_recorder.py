@@ -13,12 +13,17 @@ from torch import Tensor
 
 from polysem.errors import NonFiniteError, RunError
 from polysem.probe.accumulators import Accumulator, ClassSums, ImageSample, Moments
+from polysem.probe.bootstrap import BootstrapMeans
+from polysem.probe.embedding_sums import EmbeddingSums
 from polysem.probe.exemplars import Exemplars
 from polysem.probe.pooling import Pooled, pool_activation, pool_names, square_grid, tail_names
 from polysem.sites import Site
 from polysem.store.schema import QUANTILES, UNITS, dataset, ranking_pool
 
 __all__ = ["Batch", "SiteRecorder"]
+
+#: Most classes whose means are kept under each replicate of the bootstrap.
+_MOST_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,15 @@ class Batch:
         The same indices, and the images' hashes, int64 [image] on the host.
     labels : Tensor or None
         Class indices, int64 [image], where the activations are.
+    weights : Tensor or None
+        How often each replicate of the bootstrap counts each image, [replicate, image].
     """
 
     images: Tensor
     images_host: Tensor
     hashes: Tensor
     labels: Tensor | None
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -59,6 +67,8 @@ class SiteRecorder:
         Exemplars per unit and tail; images in the sample.
     grid : tuple of int or None
         Patch grid of a transformer.
+    n_replicates : int
+        Replicates of the bootstrap over images.
     """
 
     site: Site
@@ -69,6 +79,7 @@ class SiteRecorder:
     top_k: int
     sample: int
     grid: tuple[int, int] | None = None
+    n_replicates: int = 0
     parts: dict[str, Any] = field(default_factory=dict)
     latest: Tensor | None = None
 
@@ -91,9 +102,33 @@ class SiteRecorder:
         self.parts["sample"].update(values, batch.images_host, batch.hashes)
         if batch.labels is not None:
             self.parts["class_sums"].update(values, batch.labels)
+        if batch.weights is not None:
+            self.parts["bootstrap"].update(self._faces(values), batch.weights, batch.labels)
         for tail in self.tails:
             pool = self.pools.index(ranking_pool(self.pools, tail))
             self.parts[tail].update(values[pool], batch.images, pooled.maps)
+
+    def embed(self, embeddings: Tensor, batch: Batch) -> None:
+        """Add the embeddings [image, dim] of the images that `update` saw last."""
+        if self.latest is None:
+            return
+        faces = self._faces(self.latest)
+        if "embedding_sums" not in self.parts:
+            self.parts["embedding_sums"] = EmbeddingSums(
+                len(faces), faces.shape[2], embeddings.shape[1],
+                n_replicates=self.n_replicates, device=faces.device,
+            )  # fmt: skip
+        self.parts["embedding_sums"].update(faces, embeddings, batch.weights)
+
+    def _faces(self, values: Tensor) -> Tensor:
+        """Return the activation of each tail [tail, image, unit]: a lower one is turned over."""
+        return torch.stack(
+            [
+                values[self.pools.index(ranking_pool(self.pools, tail))]
+                * (-1 if tail == "lower" else 1)
+                for tail in self.tails
+            ]
+        )
 
     def _allocate(self, pooled: Pooled) -> None:
         n_pools, _, n_units = pooled.values.shape
@@ -107,6 +142,12 @@ class SiteRecorder:
         self.parts["sample"] = ImageSample(self.sample, n_pools, n_units, device=device)
         if self.n_classes:
             self.parts["class_sums"] = ClassSums(self.n_classes, n_pools, n_units, device=device)
+        if self.n_replicates:
+            # with many classes their means under each replicate would outgrow all else
+            n_classes = self.n_classes if 0 < self.n_classes <= _MOST_CLASSES else 1
+            self.parts["bootstrap"] = BootstrapMeans(
+                self.n_replicates, n_classes, len(self.tails), n_units, device=device
+            )
         for tail in self.tails:
             self.parts[tail] = Exemplars(
                 self.top_k,
@@ -152,8 +193,13 @@ class SiteRecorder:
         parts: Mapping[str, Accumulator] = self.parts
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def result(self) -> xr.Dataset:
+    def result(self, *, weight_cosine: Tensor | None = None) -> xr.Dataset:
         """Return the statistics of all units in the run's layout.
+
+        Parameters
+        ----------
+        weight_cosine : Tensor, optional
+            How much the units share directions in their weights [unit].
 
         Raises
         ------
@@ -184,9 +230,27 @@ class SiteRecorder:
         if self.n_classes:
             arrays["class_sum"] = self.parts["class_sums"].sums.transpose(0, 1)
             arrays["class_count"] = self.parts["class_sums"].count
-        arrays |= self._exemplars()
+        arrays |= self._exemplars() | self._resampled()
+        if weight_cosine is not None:
+            arrays["weight_cosine"] = weight_cosine.float()
         coords = {"pool": list(self.pools), "q": list(QUANTILES), "tail": list(self.tails)}
         return dataset(UNITS, {k: _numpy(v) for k, v in arrays.items()}, coords)
+
+    def _resampled(self) -> dict[str, Tensor]:
+        """Return what embeddings and replicates give."""
+        found: dict[str, Tensor] = {}
+        sums: EmbeddingSums | None = self.parts.get("embedding_sums")
+        if sums is not None:
+            found["monosemanticity"] = sums.monosemanticity()
+            found["centroid"] = sums.centroids().float()
+            if self.n_replicates:
+                found["replicate_monosemanticity"] = sums.replicates().float()
+        means: BootstrapMeans | None = self.parts.get("bootstrap")
+        if means is not None:
+            found["replicate_mean"] = means.means().float()
+            if means.sums.shape[1] > 1:
+                found["replicate_class_mean"] = means.class_means().float()
+        return found
 
     def _exemplars(self) -> dict[str, Tensor]:
         tails = [self.parts[tail].ranked() for tail in self.tails]

@@ -105,6 +105,25 @@ class Run:
             )
         return _open(self._part("heads.zarr"), None)
 
+    @property
+    def embeddings(self) -> xr.DataArray:
+        """Embeddings of the run's images [image, dim], float32 of unit length, lazily.
+
+        Rows are in the order of `images`; ``attrs`` name the ``encoder`` and its ``fingerprint``.
+
+        Raises
+        ------
+        RunError
+            If there are none.
+        """
+        store = self.path / "embeddings.zarr"
+        if not store.is_dir():
+            raise RunError(
+                f"{self.path} holds no embeddings of its images; make them with "
+                f"polysem embed {self.path}, or probe with --embed"
+            )
+        return _open(store, None)["embedding"]
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 

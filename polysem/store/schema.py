@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["FORMAT", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset", "ranking_pool"]
+__all__ = [
+    "EMBEDDINGS", "FORMAT", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset", "ranking_pool",
+]  # fmt: skip
 
 #: Version of the run folder's layout; raised when older readers would misread it.
 FORMAT = 1
@@ -63,6 +65,36 @@ UNITS: Mapping[str, Variable] = {
     "top_map": Variable((*_TOP, "y", "x"), "activation over the patch grid of each exemplar"),
     "n_exemplars": Variable(("tail", "unit"), "exemplars found, at most the number of ranks"),
     "pooled": Variable(("image", "pool", "unit"), "pooled activation of every image"),
+    "monosemanticity": Variable(
+        ("tail", "unit"),
+        "monosemanticity score over all images by the embeddings of the probe, -1 to 1, higher "
+        "is more monosemantic; NaN if constant (Pach et al. 2504.02821)",
+    ),
+    "centroid": Variable(
+        ("tail", "unit", "dim"),
+        "mean embedding of the images, weighted by activation above the unit's smallest",
+    ),
+    "replicate_monosemanticity": Variable(
+        ("replicate", "tail", "unit"), "the score under each replicate of the bootstrap"
+    ),
+    "replicate_mean": Variable(
+        ("replicate", "tail", "unit"),
+        "mean activation under each replicate; of a lower tail, of the negative activation",
+    ),
+    "replicate_class_mean": Variable(
+        ("replicate", "class", "tail", "unit"),
+        "mean activation over each class under each replicate; lower tails negative likewise",
+    ),
+    "weight_cosine": Variable(
+        ("unit",),
+        "mean absolute cosine between the unit's incoming weights and other units', 0 to 1; "
+        "high where units share directions",
+    ),
+}
+
+#: The array of ``embeddings.zarr``; ``attrs`` name its encoder and fingerprint.
+EMBEDDINGS: Mapping[str, Variable] = {
+    "embedding": Variable(("image", "dim"), "embedding of each image, of length 1"),
 }
 
 

@@ -22,7 +22,7 @@ import zarr
 
 from polysem.errors import RunError
 from polysem.store.run import read_manifest
-from polysem.store.schema import FORMAT, HEADS, UNITS, Variable
+from polysem.store.schema import EMBEDDINGS, FORMAT, HEADS, UNITS, Variable
 
 __all__ = ["RunWriter", "disk_errors"]
 
@@ -104,6 +104,11 @@ class RunWriter:
         """Append one measure of every head for some images, float32 [image, layer, head]."""
         self._append("heads.zarr", "", name, HEADS[name], values)
 
+    def add_embeddings(self, values: np.ndarray, attrs: Mapping[str, str]) -> None:
+        """Append the embeddings of some images, float32 [image, dim]; `attrs` name the encoder."""
+        variable = EMBEDDINGS["embedding"]
+        self._append("embeddings.zarr", "", "embedding", variable, values, attrs)
+
     def write_units(self, site: str, units: xr.Dataset) -> None:
         """Write the statistics of one site beside what `add_pooled` has put there."""
         encoding = {name: {"chunks": _chunks(units[name])} for name in units}
@@ -143,7 +148,13 @@ class RunWriter:
             shutil.rmtree(old, ignore_errors=True)
 
     def _append(
-        self, store: str, group: str, name: str, variable: Variable, values: np.ndarray
+        self,
+        store: str,
+        group: str,
+        name: str,
+        variable: Variable,
+        values: np.ndarray,
+        attrs: Mapping[str, str] | None = None,
     ) -> None:
         with disk_errors(self.out):
             array = self._arrays.get((group, name))
@@ -156,7 +167,7 @@ class RunWriter:
                     dtype="float32",
                     fill_value=float("nan"),
                     dimension_names=variable.dims,
-                    attributes={"long_name": variable.meaning},
+                    attributes={"long_name": variable.meaning, **(attrs or {})},
                 )
             array.append(values.astype(np.float32, copy=False))
 

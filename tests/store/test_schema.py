@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from polysem.store.schema import HEADS, UNITS, dataset
+from polysem.store.schema import EMBEDDINGS, HEADS, UNITS, dataset
 
 
 def test_every_variable_has_words_for_its_axes_and_a_meaning() -> None:
     words = {
         "count", "pool", "unit", "q", "class", "sample", "tail", "rank", "y", "x", "image",
-        "layer", "head",
+        "layer", "head", "dim", "replicate",
     }  # fmt: skip
-    for variable in (*UNITS.values(), *HEADS.values()):
+    for variable in (*UNITS.values(), *HEADS.values(), *EMBEDDINGS.values()):
         assert set(variable.dims) <= words
         assert variable.meaning
 

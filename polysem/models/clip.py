@@ -167,9 +167,11 @@ def _create(name: str, tag: str | None, spec: str) -> Any:
         with torch.random.fork_rng(devices=[]):
             model = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # open_clip, the hub and their network layers raise many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         if name.startswith("local-dir:"):
-            raise CheckpointError(f"{spec} cannot be loaded: {reason}") from None
+            raise CheckpointError(
+                f"{spec.removeprefix('local-dir:')} cannot be loaded: {reason}"
+            ) from None
         raise MissingError(
             f"{spec} could not be loaded ({reason}); check the network, or download its weights "
             "elsewhere and name the file: ARCH:FILE"

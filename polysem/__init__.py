@@ -14,17 +14,27 @@ from polysem import _timm
 __all__ = [
     "HookedVisionModel",
     "Run",
+    "bcosify",
+    "explain",
+    "heads",
     "load_data",
     "load_model",
+    "localise",
     "probe",
+    "sanity_checks",
 ]
 
 _HOME = {
     "HookedVisionModel": "polysem.models.hooked",
     "Run": "polysem.store.run",
+    "bcosify": "polysem.models.bcosify",
+    "explain": "polysem.explain",
+    "heads": "polysem.probe.heads",
     "load_data": "polysem.data.sources",
     "load_model": "polysem.models.load",
+    "localise": "polysem.explain.localise",
     "probe": "polysem.probe",
+    "sanity_checks": "polysem.explain.sanity",
 }
 
 _timm.register_models_on_import()
@@ -33,8 +43,8 @@ _timm.register_models_on_import()
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'polysem' has no attribute {name!r}")
-    if name == "probe":  # the package itself, which can be called
-        return import_module("polysem.probe")
+    if name in ("explain", "probe"):  # the package itself, which can be called
+        return import_module(_HOME[name])
     return getattr(import_module(_HOME[name]), name)
 
 

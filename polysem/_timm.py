@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-_MODULES = ("polysem.models.vit", "polysem.models.cnn")
+_MODULES = ("polysem.models.vit", "polysem.models.cnn", "polysem.models.bcosify_checkpoint")
 
 
 def register_models_on_import() -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import signal
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,20 @@ from torch import Tensor, nn
 import polysem
 from polysem.data.shapes import Shapes
 from polysem.errors import SpecError
+from polysem.explain.baselines import input_gradient
+from polysem.explain.completeness import check
+from polysem.explain.linear import linear_map, require_linear
+from polysem.explain.localise import localise
+from polysem.explain.methods import applicable_methods
+from polysem.explain.run_maps import explain_run
+from polysem.explain.sanity import sanity_checks
+from polysem.explain.target import Target, sites_of
 from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
+from polysem.probe.heads import heads
+from polysem.store.run import Run
 
 PACKAGE = Path(polysem.__file__).parent
 
@@ -36,6 +49,16 @@ SOURCES = {
     "models/hooked.py": "run_with_cache",
     "models/bcos.py": "explanation_mode",
     "probe/recorder.py": "probe",
+    "explain/forward.py": "explain_by_all",
+    "explain/linear.py": "explain_by_all",
+    "explain/completeness.py": "account",
+    "explain/cam.py": "explain_by_all",
+    "explain/rollout.py": "explain_by_all",
+    "explain/baselines.py": "explain_by_all",
+    "explain/run_maps.py": "explain_exemplars",
+    "probe/gates.py": "study_heads",
+    "probe/head_writes.py": "study_heads",
+    "probe/interactions.py": "study_heads",
 }
 
 SETS_HOOKS = re.compile(
@@ -83,6 +106,46 @@ def hooks_with_gradients(work: Work) -> None:
         torch.autograd.grad(hooked(images).sum(), images)
 
 
+def explain_by_all(work: Work) -> None:
+    """Every method, of a class by fused kernels and of a unit, whose site may not be there."""
+    for method in applicable_methods(work.model).values():
+        method(work.model, work.images, Target(1, work.site))
+        method(work.model, work.images, torch.tensor([0, 1]))
+
+
+def account(work: Work) -> None:
+    """Rows of W(x) and what is added beside it, where a network has one."""
+    try:
+        require_linear(work.model)
+    except SpecError:
+        input_gradient(work.model, work.images, Target(1, work.site))
+        return
+    check(work.model, work.images, [Target(1, work.site), Target(0)])
+    linear_map(work.model, work.images, [Target(1, work.site), Target(0)])
+
+
+def explain_exemplars(work: Work) -> None:
+    """The probe before is a user of its own; a run of a whole model is explained by this one."""
+    site = work.site if work.site in sites_of(work.model) else work.site.removesuffix("s")
+    whole = deepcopy(work.model)
+    for module in whole.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Broken):
+                setattr(module, name, nn.Identity())
+    probe(Work(whole, site, work.folder))
+    try:
+        run = Run.open(work.folder / "run")
+        loaded = LoadedModel(
+            work.model, Transform(**run.manifest["model"]["transform"]), None, "small", "small",
+            run.manifest["model"]["sha256"],
+        )  # fmt: skip
+        data = Shapes("test", n=5, size=32)
+        explain_run(run, loaded, data=data, sites=work.site, device="cpu", progress=False)
+    except BaseException:
+        shutil.rmtree(work.folder / "run")
+        raise
+
+
 def explain(work: Work) -> None:
     with explanation_mode(work.model):
         work.model(work.images)
@@ -107,6 +170,55 @@ def probe_patterns(work: Work) -> None:
     probe(work, patterns=True, pooled=True)
 
 
+class Labelled(Shapes):
+    """Drawn images whose labels take turns, so that a model is sometimes right."""
+
+    def __init__(self) -> None:
+        super().__init__("test", n=10, size=32)
+        self.labels, self.classes = np.arange(10) % 5, None
+
+
+def loaded_by_hand(work: Work) -> LoadedModel:
+    size, inverse = tuple(work.images.shape[2:]), work.images.shape[1] == 6
+    return LoadedModel(
+        model=work.model, transform=Transform(size=size, inverse=inverse), classes=None,
+        name="small", spec="small", sha256="0" * 64, build=partial(deepcopy, work.model),
+    )  # fmt: skip
+
+
+def compare_methods(work: Work) -> None:
+    localise(
+        loaded_by_hand(work), Labelled(), methods="input_gradient", grids=(), steps=2,
+        n_images=2, progress=False,
+    )  # fmt: skip
+
+
+def check_sanity(work: Work) -> None:
+    sanity_checks(
+        loaded_by_hand(work), Labelled(), methods="input_gradient", orders=("independent",),
+        n_images=2, progress=False,
+    )  # fmt: skip
+
+
+def probe_embedded(work: Work) -> None:
+    probe(work, embed="model", smoothing=hasattr(work.model, "blocks"))
+
+
+def study_heads(work: Work) -> None:
+    loaded = LoadedModel(
+        model=work.model,
+        transform=Transform(size=tuple(work.images.shape[2:]), inverse=work.images.shape[1] == 6),
+        classes=None,
+        name="small",
+        spec="small",
+        sha256="0" * 64,
+    )
+    heads(
+        loaded, Shapes("test", n=3, size=32), out=work.folder / "run", device="cpu", draws=1,
+        exact_pairs=2, progress=False,
+    )  # fmt: skip
+
+
 USERS: list[Callable[[Work], None]] = [
     run_with_cache,
     run_with_hooks,
@@ -114,7 +226,15 @@ USERS: list[Callable[[Work], None]] = [
     explain,
     probe,
     probe_patterns,
+    explain_by_all,
+    account,
+    explain_exemplars,
+    compare_methods,
+    check_sanity,
+    probe_embedded,
+    study_heads,
 ]
+WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]
 
 CASES = [
@@ -122,8 +242,10 @@ CASES = [
     for user in USERS
     for network in ("class_token", "bcos", "resnet18")
     for way in WAYS
-    if not (user is explain and way == "unknown site")  # it takes no site
+    if not (user in WITHOUT_SITE and way == "unknown site")
     if not (user is probe_patterns and network == "resnet18")  # it has no patterns
+    if not (user in (explain, study_heads) and way == "unknown site")  # they take no site
+    if not (user in (probe_patterns, study_heads) and network == "resnet18")  # it has no heads
 ]
 
 

@@ -17,9 +17,11 @@ __all__ = [
     "excess_kurtosis",
     "gini_index",
     "half_mass_share",
+    "hoyer_from_moments",
     "hoyer_sparsity",
     "near_max_share",
     "tail_ratio",
+    "treves_rolls_from_moments",
     "treves_rolls_sparsity",
 ]
 
@@ -66,8 +68,14 @@ def hoyer_sparsity(activations: Floats) -> Scores:
     array([1.  , 0.27])
     """
     above = unit_interval(activations)
-    root = np.sqrt(len(above))
-    return np.asarray((root - above.sum(0) / np.sqrt((above**2).sum(0))) / (root - 1))
+    return hoyer_from_moments(above.mean(0), (above**2).mean(0), len(above))
+
+
+def hoyer_from_moments(mean: Scores, mean_square: Scores, n_images: int) -> Scores:
+    """Return Hoyer's sparsity from moments of activations above the unit's smallest [unit]."""
+    root = np.sqrt(n_images)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((root - root * mean / np.sqrt(mean_square)) / (root - 1))
 
 
 def treves_rolls_sparsity(activations: Floats) -> Scores:
@@ -77,7 +85,13 @@ def treves_rolls_sparsity(activations: Floats) -> Scores:
     1991, Network 2:371, as a sparsity: Rolls and Tovee 1995).
     """
     above = unit_interval(activations)
-    return np.asarray(1 - above.mean(0) ** 2 / (above**2).mean(0))
+    return treves_rolls_from_moments(above.mean(0), (above**2).mean(0))
+
+
+def treves_rolls_from_moments(mean: Scores, mean_square: Scores) -> Scores:
+    """Return the same from moments of activations above the unit's smallest [unit]."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(1 - mean**2 / mean_square)
 
 
 def gini_index(activations: Floats) -> Scores:

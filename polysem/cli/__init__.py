@@ -9,9 +9,20 @@ import sys
 
 import typer
 
+from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
+from polysem.cli.clusters import clusters
+from polysem.cli.compare_heads import compare_heads
+from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
+from polysem.cli.embed import embed
+from polysem.cli.explain import explain
+from polysem.cli.facets import facets
+from polysem.cli.heads import heads
+from polysem.cli.localise import localise
+from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
+from polysem.cli.sanity import sanity
 from polysem.cli.show import show
 from polysem.cli.train import train
 from polysem.errors import PolysemError
@@ -25,7 +36,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _command in (probe, show, train, demo):
+for _command in (
+    probe,
+    show,
+    embed,
+    polysemanticity,
+    facets,
+    concepts,
+    clusters,
+    heads,
+    compare_heads,
+    explain,
+    localise,
+    sanity,
+    train,
+    bcosify,
+    demo,
+):
     app.command()(_command)
 app.add_typer(bench, name="bench")
 

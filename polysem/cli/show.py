@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polysem.errors import DataError, PolysemError, SpecError
+from polysem.errors import PolysemError, SpecError
 
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-    from polysem.data.dataset import ImageData
     from polysem.store.run import Run
 
 
@@ -25,6 +24,9 @@ def show(
     site: Annotated[str | None, typer.Option(help="Draw units of this site.")] = None,
     unit: Annotated[
         int | None, typer.Option(help="Draw this unit. Default: the site's most peaked ones.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Draw this head, LAYER.HEAD, where it was studied.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -45,6 +47,9 @@ def show(
     from polysem.store.run import Run
 
     opened = Run.open(run)
+    if head is not None:
+        print(f"wrote {write_head_sheet(opened, head, out, data=data)}")
+        return
     if site is None and unit is not None:
         raise SpecError(
             f"--unit {unit} needs a --site; this run has {', '.join(opened.sites[:3])}"
@@ -92,6 +97,26 @@ def write_site_sheet(
     return save(site_sheet(run, site, seen_by_model(run, data)), place)
 
 
+def write_head_sheet(
+    run: Run, head: str, out: Path | None = None, *, data: str | None = None
+) -> Path:
+    """Draw the images for which a head matters into a file or folder, and return the file.
+
+    Raises
+    ------
+    SpecError
+        If `head` is not LAYER.HEAD, or there is no such head.
+    """
+    from polysem.report.head_sheet import head_sheet
+    from polysem.report.page import save
+
+    layer, _, number = head.partition(".")
+    if not (layer.isdecimal() and number.isdecimal()):
+        raise SpecError(f"--head {head!r} should be a layer and a head, such as 3.1")
+    place = _place(out, f"head-{head}.png")
+    return save(head_sheet(run, int(layer), int(number), seen_by_model(run, data)), place)
+
+
 def write_overview(run: Run, out: Path) -> Path:
     """Draw the overview of a run into a file or folder, and return the file."""
     from polysem.report.overview import run_overview
@@ -127,11 +152,12 @@ def seen_by_model(run: Run, data: str | None = None) -> Callable[[int], Image.Im
     """
     import PIL.Image
 
+    from polysem.data.again import load_again
     from polysem.models.transform import Transform
 
     transform = Transform.from_dict(run.manifest["model"]["transform"])
     try:
-        source = _same_images(run, run.manifest["data"]["name"] if data is None else data)
+        source = load_again(run.manifest["data"], data)
     except PolysemError as error:
         if data is not None:
             raise
@@ -151,32 +177,6 @@ def seen_by_model(run: Run, data: str | None = None) -> Callable[[int], Image.Im
 
 def _not_there(image: int) -> Image.Image:
     raise LookupError(image)
-
-
-def _same_images(run: Run, spec: str) -> ImageData:
-    """Load the images of a run again.
-
-    Raises
-    ------
-    PolysemError
-        If they cannot be loaded, or are not those that the run was probed on.
-    """
-    from polysem.data.sources import load_data
-
-    described = run.manifest["data"]
-    # a limit of all images is none, and any other draws the same sample again
-    source = load_data(spec, limit=described["n_images"])
-    if len(source) != described["n_images"]:
-        raise DataError(
-            f"{spec} holds {len(source):,} images, and this run was probed on "
-            f"{described['n_images']:,}"
-        )
-    if source.fingerprint != described["fingerprint"]:
-        raise DataError(
-            f"{spec} does not hold the images that this run was probed on: its fingerprint is "
-            f"{source.fingerprint[:12]}, not {described['fingerprint'][:12]}"
-        )
-    return source
 
 
 def print_summary(run: Run) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +14,7 @@ from polysem.errors import RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["print_table", "write_table"]
+__all__ = ["print_table", "save_table", "write_table"]
 
 
 def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
@@ -25,21 +29,52 @@ def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
     for row in table.itertuples(index=False):
         cells = (f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row)
         drawn.add_row(*(Text(cell) for cell in cells))
-    Console().print(drawn)
+    # a pipe or file has no edge at which columns would have to be cut
+    Console(width=None if sys.stdout.isatty() else 240).print(drawn)
 
 
-def write_table(table: pd.DataFrame, folder: Path) -> None:
-    """Print a bench's table and write it to ``folder/table.csv``.
+def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table") -> None:
+    """Print a bench's table and write it to ``folder/name.csv``.
 
     Raises
     ------
     RunError
         If the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "table.csv", index=False)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+    (file,) = save_table(table, folder, name, endings=(".csv",))
     print_table(table)
-    print(f"wrote {folder / 'table.csv'}")
+    print(f"wrote {file}")
+
+
+def save_table(
+    table: pd.DataFrame,
+    folder: Path,
+    name: str,
+    *,
+    endings: Sequence[str] = (".parquet", ".csv"),
+) -> list[Path]:
+    """Write a table to ``folder/name.parquet`` and ``.csv``, and return the files.
+
+    Each appears when it is whole. What columns mean (``table.attrs``) is kept in the parquet file.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written.
+    """
+    files = [folder / f"{name}{ending}" for ending in endings]
+    for file in files:
+        part = file.with_name(f".{file.name}.partial-{os.getpid()}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".csv":
+                table.to_csv(part, index=False)
+            else:
+                table.to_parquet(part, index=False)
+            os.replace(part, file)
+        except OSError as error:
+            raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
+        finally:
+            with suppress(OSError):
+                part.unlink()
+    return files

@@ -42,6 +42,12 @@ class ImageData(Dataset[Any], ABC):
     transform : callable, optional
         Applied to the PIL image by ``data[i]``. May be replaced at any time.
 
+    Attributes
+    ----------
+    concepts : tuple of str or None
+        Names of what `concept_matrix` tells of every image; None where nobody has said more of
+        the images than their class.
+
     Raises
     ------
     DataError
@@ -53,6 +59,7 @@ class ImageData(Dataset[Any], ABC):
     labels: npt.NDArray[np.int64] | None
     classes: tuple[str, ...] | None
     transform: Callable[[Image.Image], Any] | None
+    concepts: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -86,6 +93,16 @@ class ImageData(Dataset[Any], ABC):
         ImageError
             If this one image cannot be read; the error holds its key and the reason.
         """
+
+    def concept_matrix(self) -> npt.NDArray[np.bool_]:
+        """Return which concepts each image shows, [image, concept].
+
+        Raises
+        ------
+        DataError
+            If the data has no `concepts`.
+        """
+        raise DataError(f"{self.name} does not say which concepts its images show")
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -75,7 +75,7 @@ class Shapes(ImageData):
     'a medium green heart on a brick background'
     """
 
-    concepts: tuple[str, ...] = tuple(
+    concepts = tuple(
         f"{name} background" if group == "background" else name
         for group, names in scenes.CONCEPTS.items()
         for name in names

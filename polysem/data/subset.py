@@ -35,10 +35,15 @@ class Subset(ImageData):
         )
         self.whole = whole
         self.indices = indices
+        self.concepts = whole.concepts
 
     def read(self, index: int) -> Image.Image:
         """Return image number `index` of the subset."""
         return self.whole.read(int(self.indices[index]))
+
+    def concept_matrix(self) -> npt.NDArray[np.bool_]:
+        """Return which concepts each image of the subset shows, [image, concept]."""
+        return self.whole.concept_matrix()[self.indices]
 
     @cached_property
     def fingerprint(self) -> str:

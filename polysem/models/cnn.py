@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from polysem.errors import CheckpointError, SpecError
 from polysem.models.bcos import BcosConv2d, LogitBias
+from polysem.models.dropout import drop_channels
 from polysem.models.norms import BatchNorm2d, BatchNormUncentered2d, GroupNorm1, PositionNorm2d
 
 __all__ = ["NORMS", "BcosResNet", "BcosSmallResNet", "SmallResNet", "official_resnet"]
@@ -58,6 +59,8 @@ class SmallResNet(ResNet):  # type: ignore[misc]
         Width of each stage, the first that of the stem too.
     in_chans : int
         Channels of the input.
+    spatial_drop_rate : float
+        See :func:`~polysem.models.dropout.drop_channels`.
     **kwargs
         To timm's `ResNet`.
     """
@@ -71,6 +74,7 @@ class SmallResNet(ResNet):  # type: ignore[misc]
         *,
         channels: tuple[int, ...] = (16, 32, 64),
         in_chans: int = 3,
+        spatial_drop_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # timm's plain stem is 64 wide whatever the stages are; its deep one, replaced below, fits
@@ -90,6 +94,7 @@ class SmallResNet(ResNet):  # type: ignore[misc]
         self.layer4 = nn.Sequential()  # timm's forward pass names four stages
         for index, info in enumerate(self.feature_info):
             info["reduction"] = 2 ** max(index - 1, 0)
+        drop_channels(self, spatial_drop_rate)
 
 
 class BcosResNet(ResNet):  # type: ignore[misc]
@@ -107,6 +112,8 @@ class BcosResNet(ResNet):  # type: ignore[misc]
         A key of `NORMS`.
     b, max_out
         As in `BcosConv2d`; used for every convolution, the classifier too.
+    spatial_drop_rate : float
+        See :func:`~polysem.models.dropout.drop_channels`.
     **kwargs
         To timm's `ResNet`.
 
@@ -129,6 +136,7 @@ class BcosResNet(ResNet):  # type: ignore[misc]
         norm: str = "batch_uncentered",
         b: float = 2,
         max_out: int = 1,
+        spatial_drop_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if norm not in NORMS:
@@ -148,6 +156,7 @@ class BcosResNet(ResNet):  # type: ignore[misc]
                 self.set_submodule(name, self._bcos_conv(module))
         if isinstance(self.maxpool, nn.MaxPool2d):
             self.maxpool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
+        drop_channels(self, spatial_drop_rate)
         self._reset_head()
 
     def _bcos_conv(self, conv: nn.Conv2d) -> BcosConv2d:

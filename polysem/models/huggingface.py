@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -61,8 +61,12 @@ _RENAMES = (
 )
 
 
-def load_vit_folder(folder: Path) -> tuple[nn.Module, Transform, tuple[str, ...] | None]:
+def load_vit_folder(
+    folder: Path,
+) -> tuple[nn.Module, Transform, tuple[str, ...] | None, Callable[[], nn.Module]]:
     """Return the model of a Hugging Face ViT folder as timm's, its transform and class names.
+
+    The last of the four builds the same architecture with newly drawn weights.
 
     The image processor of transformers squeezes an image to a square; `Transform` resizes the
     shorter side and crops the centre. The two agree on square images.
@@ -97,9 +101,10 @@ def load_vit_folder(folder: Path) -> tuple[nn.Module, Transform, tuple[str, ...]
         text = " ".join(str(error).split())
         raise CheckpointError(f"{folder} cannot be loaded by transformers: {text[:200]}") from None
     _require_complete(folder, report)
-    model = _timm_vit(peer.config, folder)
+    build = partial(_timm_vit, peer.config, folder)
+    model = build()
     fit(model, _renamed(peer.state_dict()), source=str(folder), name="timm's VisionTransformer")
-    return model, _transform(folder, peer.config), _classes(peer.config)
+    return model, _transform(folder, peer.config), _classes(peer.config), build
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ that belongs to them, and a digest that says which weights these are.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ class LoadedModel:
         Digest of names, types, shapes and bytes of the weights (`state_digest`).
     info : dict
         ``recipe``, ``metrics`` and ``step`` of a polysem checkpoint; else empty.
+    build : callable or None
+        Builds the same architecture with weights newly drawn from torch's global generator; None
+        for a model that was not loaded but put together by hand.
     """
 
     model: nn.Module
@@ -71,6 +75,7 @@ class LoadedModel:
     spec: str
     sha256: str
     info: dict[str, Any] = field(default_factory=dict)
+    build: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class _Found:
     model: nn.Module
     transform: Transform
     name: str
+    build: Callable[[], nn.Module]
     classes: tuple[str, ...] | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -158,8 +164,9 @@ def load_model(
     digest = state_digest(found.model.state_dict())
     model = found.model.eval().to(place)
     return LoadedModel(
-        model, found.transform, found.classes, found.name, text, digest, dict(found.info)
-    )
+        model, found.transform, found.classes, found.name, text, digest, dict(found.info),
+        found.build,
+    )  # fmt: skip
 
 
 def _path(path: str | os.PathLike[str]) -> Path:
@@ -177,8 +184,9 @@ def _from_timm(name: str, file: Path | None, num_classes: int | None) -> _Found:
         return _downloaded(name)
     if file is not None:
         return _from_file(file, name, num_classes)
-    model = create(name, {} if num_classes is None else {"num_classes": num_classes})
-    return _Found(model, evaluation_transform(model), timm.models.get_arch_name(name))
+    build = partial(create, name, {} if num_classes is None else {"num_classes": num_classes})
+    model = build()
+    return _Found(model, evaluation_transform(model), timm.models.get_arch_name(name), build)
 
 
 def _downloaded(name: str) -> _Found:
@@ -195,7 +203,8 @@ def _downloaded(name: str) -> _Found:
     labels = model.pretrained_cfg.get("label_names")
     known = labels is not None and len(labels) == model.num_classes
     arch = model.pretrained_cfg.get("architecture") or timm.models.get_arch_name(name)
-    return _Found(model, evaluation_transform(model), arch, tuple(labels) if known else None)
+    build = partial(create, arch, {"num_classes": model.num_classes})
+    return _Found(model, evaluation_transform(model), arch, build, tuple(labels) if known else None)
 
 
 def _from_bcos(name: str, file: Path | None) -> _Found:
@@ -223,8 +232,8 @@ def _from_path(text: str, arch: str | None, num_classes: int | None) -> _Found:
             raise MissingError(f"{path} has no config.json: it is no Hugging Face ViT folder")
         from polysem.models.huggingface import load_vit_folder
 
-        model, transform, classes = load_vit_folder(path)
-        return _Found(model, transform, "vit_huggingface", classes)
+        model, transform, classes, build = load_vit_folder(path)
+        return _Found(model, transform, "vit_huggingface", build, classes)
     if not text or not (path.exists() or path.suffix in SUFFIXES):
         if os.sep in text:
             raise MissingError(f"there is no file or folder {path}")
@@ -273,13 +282,14 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, path: Path) -> _F
         "metrics": checkpoint.metrics,
         "step": checkpoint.step,
     }
-    return _Found(found.model, checkpoint.transform, name, checkpoint.classes, info)
+    return _Found(found.model, checkpoint.transform, name, found.build, checkpoint.classes, info)
 
 
 def _filled(
     arch: str, model_args: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
 ) -> _Found:
+    build = partial(create, arch, dict(model_args))
     with torch.random.fork_rng(devices=[]):  # the random weights are not kept
-        model = create(arch, model_args)
+        model = build()
     fit(model, tensors, source=source, name=arch)
-    return _Found(model, evaluation_transform(model), timm.models.get_arch_name(arch))
+    return _Found(model, evaluation_transform(model), timm.models.get_arch_name(arch), build)

@@ -1,4 +1,4 @@
-"""Bias-free normalisation for B-cos networks, whose variance can be held fixed to explain them.
+"""Normalisation: for B-cos networks, its variance held fixed to explain them; and LipsFormer's.
 
 Each is one linear map once its variance is a constant, which is what it becomes while its
 attribute `explaining` is true; :func:`polysem.models.bcos.explanation_mode` sets that.
@@ -9,21 +9,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polysem.errors import SpecError
 from polysem.models.scaling import wide
 
 __all__ = [
     "BatchNorm2d",
     "BatchNormUncentered2d",
+    "CenterNorm",
     "GroupNorm1",
     "LayerNorm",
     "PositionNorm2d",
+    "frozen_variance",
 ]
 
 
-def _frozen_variance(
+def frozen_variance(
     x: Tensor, fused: Tensor, dims: tuple[int, ...], weight: Tensor, eps: float
 ) -> Tensor:
-    """Return the values of `fused`, the same normalisation, with the variance held constant."""
+    """Return the values of `fused`, the same normalisation, with the variance held constant.
+
+    Parameters
+    ----------
+    x : Tensor
+        What is normalised.
+    fused : Tensor
+        The result, computed without care for derivatives and without bias.
+    dims : tuple of int
+        Axes that mean and variance are taken over.
+    weight : Tensor
+        Broadcasts against x.
+    eps : float
+        Added to the variance.
+    """
     full = wide(x)
     variance, mean = torch.var_mean(full, dim=dims, correction=0, keepdim=True)
     linear = (full - mean) * (variance.detach() + eps).rsqrt() * weight
@@ -55,7 +72,7 @@ class LayerNorm(nn.LayerNorm):
         fused = super().forward(x)
         if not self.explaining:
             return fused
-        return _frozen_variance(x, fused, (-1,), self.weight, self.eps)
+        return frozen_variance(x, fused, (-1,), self.weight, self.eps)
 
 
 class PositionNorm2d(LayerNorm):
@@ -90,7 +107,7 @@ class GroupNorm1(nn.GroupNorm):
         fused = super().forward(x)
         if not self.explaining:
             return fused
-        return _frozen_variance(x, fused, (1, 2, 3), self.weight[:, None, None], self.eps)
+        return frozen_variance(x, fused, (1, 2, 3), self.weight[:, None, None], self.eps)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -135,3 +152,62 @@ class BatchNormUncentered2d(BatchNorm2d):
             variance = variance.detach() if self.explaining else variance
         scale = self.weight * (variance + self.eps).rsqrt()
         return x * scale.to(x.dtype)[:, None, None]
+
+
+class CenterNorm(nn.Module):
+    """Subtract the mean over the last axis: ``γ ⊙ D / (D − 1) · (x − mean x) + β``.
+
+    A normalisation that divides by no variance, from LipsFormer (arXiv 2304.09856): at γ = 1 it
+    stretches nothing by more than D / (D − 1). Without β it is linear, hence as it is in
+    explanation mode too.
+
+    Parameters
+    ----------
+    features : int
+        D, above 1.
+    bias : bool
+        Whether there is a β.
+
+    Raises
+    ------
+    SpecError
+        If there is only one feature, which would be its own mean.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if features < 2:
+            raise SpecError(f"CenterNorm needs at least 2 features, got {features}")
+        self.features = features
+        self.weight = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty_like(self.weight)) if bias else None
+        self.reset_parameters()
+
+    @property
+    def stretch(self) -> float:
+        """``D / (D − 1)``, the spectral norm at γ = 1."""
+        return self.features / (self.features - 1)
+
+    def reset_parameters(self) -> None:
+        """Go back to γ = 1, β = 0."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Centre x [..., features]."""
+        y = (x - x.mean(-1, keepdim=True)) * (self.stretch * self.weight)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
+        return f"{self.features}, bias={self.bias is not None}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polysem.errors import SpecError, did_you_mean
 from polysem.models.transform import Transform
 
-__all__ = ["classes_in", "create", "evaluation_transform", "require_known"]
+__all__ = ["classes_in", "create", "evaluation_transform", "home", "require_known"]
 
 
 def require_known(name: str) -> None:
@@ -31,6 +31,12 @@ def require_known(name: str) -> None:
         known = [each for each in tagged if "." in each]
         near = did_you_mean(name, known) or f"; it has {', '.join(known) or 'none'}"
         raise SpecError(f"{arch} has no pretrained weights tagged {tag!r}{near}")
+
+
+def home(name: str) -> str:
+    """Return the module that a known model is from, such as ``polysem.models.vit``."""
+    module: str = timm.model_entrypoint(name.partition(".")[0]).__module__
+    return module
 
 
 def create(arch: str, model_args: Mapping[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 Autograd would record three or four tensors of the size of the output, and walk over each on the
 way back. Written out, a layer keeps its responses and one number per input, which is what makes
 B-cos training cost little more than standard training. All derivatives can be derived again.
+A compiler writes them out itself, and would stop at ours: while it traces, the plain formulas run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def bcos_scale(response: Tensor, norm: Tensor, b: float, *, frozen: bool) -> Ten
     frozen : bool
         Whether the factor ``|cos|^(B−1)`` is a constant for derivatives.
     """
-    if b == 2 and not frozen:
+    if b == 2 and not frozen and not torch.compiler.is_compiling():
         scaled: Tensor = _Square.apply(response, norm)  # type: ignore[no-untyped-call]
         return scaled
     if frozen:
@@ -48,12 +49,17 @@ def bcos_scale(response: Tensor, norm: Tensor, b: float, *, frozen: bool) -> Ten
 
 def vector_norm(x: Tensor) -> Tensor:
     """Return ``‖x‖ + 1e-12`` over the last axis, kept with size 1, in float32 at least."""
+    if torch.compiler.is_compiling():
+        plain: Tensor = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True) + 1e-12
+        return plain
     norm: Tensor = _Norm.apply(x)  # type: ignore[no-untyped-call]
     return norm
 
 
 def squared_norm(x: Tensor, dim: int) -> Tensor:
     """Return ``Σ x²`` over one axis, in float32 at least."""
+    if torch.compiler.is_compiling():
+        return wide(x).square().sum(dim)
     total: Tensor = _SquaredNorm.apply(x, dim)  # type: ignore[no-untyped-call]
     return total
 

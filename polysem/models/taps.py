@@ -24,12 +24,18 @@ _torchvision.repair()
 from timm.layers import Attention, Mlp  # noqa: E402
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer  # noqa: E402
 
+from polysem.models.lipsformer import PostNormBlock  # noqa: E402
+from polysem.models.scores import (  # noqa: E402
+    attention_bias,
+    attention_pattern,
+    attention_read,
+    attention_scores,
+)
+
 __all__ = [
     "BOUNDED_BELOW",
     "Point",
     "Tap",
-    "attention_bias",
-    "attention_scores",
     "input_tap",
     "output_tap",
     "tapped",
@@ -43,7 +49,7 @@ Attach: TypeAlias = Callable[[Mapping[str, Point]], list[RemovableHandle]]
 #: torch each have their own classes).
 BOUNDED_BELOW = {
     "ReLU", "ReLU6", "GELU", "GELUTanh", "QuickGELU", "QuickGELUActivation", "SiLU", "Swish",
-    "Sigmoid", "Softplus", "Mish", "HardSwish", "Hardswish",
+    "Sigmoid", "Softplus", "Mish", "HardSwish", "Hardswish", "DetachableGate",
 }  # fmt: skip
 
 
@@ -95,13 +101,17 @@ def vit_taps(model: VisionTransformer) -> dict[str, Tap]:
 def _block_taps(prefix: str, block: nn.Module) -> dict[str, Tap]:
     taps = input_tap(f"{prefix}.hook_resid_pre", block)
     if isinstance(block, (Block, ResPostBlock)):
-        norms_first = isinstance(block, Block)
+        sums_normed = isinstance(block, PostNormBlock)
+        norms_first = isinstance(block, Block) and not sums_normed
         if norms_first:
             taps |= output_tap(f"{prefix}.ln1.hook_normalized", block.norm1)
         taps |= _attention_taps(f"{prefix}.attn", block.attn)
         taps |= output_tap(f"{prefix}.hook_attn_out", block.drop_path1)
-        reader = block.norm2 if norms_first else block.mlp
-        taps |= _resid_mid_tap(f"{prefix}.hook_resid_mid", block, reader)
+        if sums_normed:  # norm1 gives the stream itself
+            taps |= output_tap(f"{prefix}.hook_resid_mid", block.norm1)
+        else:
+            reader = block.norm2 if norms_first else block.mlp
+            taps |= _resid_mid_tap(f"{prefix}.hook_resid_mid", block, reader)
         if norms_first:
             taps |= output_tap(f"{prefix}.ln2.hook_normalized", block.norm2)
         taps |= _mlp_taps(f"{prefix}.mlp", block.mlp)
@@ -197,37 +207,12 @@ def _attention_taps(prefix: str, attn: nn.Module) -> dict[str, Tap]:
     return {f"{prefix}.hook_{site}": Tap(site != "pattern", attach) for site in sites}
 
 
-def attention_bias(attn: Any, n_tokens: int) -> Tensor | None:
-    """Return what an attention layer adds to its logits [head, query, key], if anything."""
-    if not hasattr(attn, "attention_bias"):
-        return None
-    bias: Tensor | None = attn.attention_bias(n_tokens)
-    return bias
-
-
-def attention_scores(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Return attention logits [image, head, query, key] of queries and keys.
-
-    Parameters
-    ----------
-    attn : nn.Module
-        A timm attention layer.
-    q, k : Tensor
-        [image, head, token, d_head].
-    bias : Tensor or None
-        From `attention_bias`.
-    """
-    scale = q.shape[-1] ** -0.5 if attn.fused_attn else attn.scale
-    scores: Tensor = (q * scale) @ k.transpose(-2, -1)
-    return scores if bias is None else scores + bias
-
-
 class _AttentionTap:
     """The six sites of one attention layer during one forward pass.
 
     Scores and pattern do not exist in fused attention. They are computed here from q and k,
-    ``softmax(q kᵀ scale + bias)``, and replace the fused result only where they were edited
-    (without attention dropout, which acts in training alone).
+    ``softmax(q kᵀ scale + bias)`` or what the layer's mixer says, and replace the fused result
+    only where they were edited (without dropout and DropHead, which act in training alone).
     """
 
     def __init__(self, prefix: str, attn: nn.Module, points: Mapping[str, Point]) -> None:
@@ -236,11 +221,14 @@ class _AttentionTap:
         self.points = {n[part:]: p for n, p in points.items() if n.startswith(f"{prefix}.hook_")}
         self.patterned = "attn_scores" in self.points or "pattern" in self.points
         self.seen: dict[str, Tensor] = {}  # [image, head, token, d_head], kept for the scores
+        self.bias: Tensor | None = None
 
     def handles(self) -> list[RemovableHandle]:
         """Set the torch hooks that the wanted sites need."""
         attn = self.attn
         handles = []
+        if self.patterned:
+            handles.append(attn.register_forward_pre_hook(self._note_bias, with_kwargs=True))
         if "q" in self.points or self.patterned:
             handles.append(attn.q_norm.register_forward_hook(partial(self._show, "q")))
         if "k" in self.points or self.patterned:
@@ -251,6 +239,10 @@ class _AttentionTap:
             before_proj = getattr(attn, "norm", attn.proj)
             handles.append(before_proj.register_forward_pre_hook(self._show_z))
         return handles
+
+    def _note_bias(self, _module: nn.Module, inputs: tuple[Any, ...], named: Any) -> None:
+        """Keep what this pass adds to the logits: positions, and any mask."""
+        self.bias = attention_bias(self.attn, inputs[0].shape[1], *inputs[1:], **named)
 
     def _show(self, site: str, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
         tokens_first = output.transpose(1, 2)
@@ -279,16 +271,16 @@ class _AttentionTap:
     def _through_pattern(self, z: Tensor) -> Tensor:
         """Show scores and pattern; return z, computed from them if either was edited."""
         q, k, v = (self.seen.pop(site) for site in "qkv")
-        bias = attention_bias(self.attn, q.shape[2])
+        bias, self.bias = self.bias, None
         with _counting_changes():
             scores = attention_scores(self.attn, q, k, bias)
         scores, changed = self._ask_whether_changed("attn_scores", scores)
         if "pattern" in self.points or changed:
             with _counting_changes():
-                pattern = scores.softmax(dim=-1)
+                pattern = attention_pattern(self.attn, scores)
             pattern, also = self._ask_whether_changed("pattern", pattern)
             if changed or also:
-                return (pattern @ v).transpose(1, 2)
+                return attention_read(self.attn, pattern, v).transpose(1, 2)
         return z
 
     def _ask(self, site: str, value: Tensor) -> Tensor:

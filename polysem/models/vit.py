@@ -10,21 +10,30 @@ convolutions instead of patches and has one block less.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Any, Literal, get_args
 
 import timm.models.vision_transformer as timm_vit
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    register_model,
+)
 from torch import Tensor, nn
 
 from polysem.errors import SpecError, did_you_mean
-from polysem.models.attention import attention_layer
+from polysem.models.attention import Kept, attention_layer
+from polysem.models.dropout import PatchDropout, check_drop_head, drop_channels
 from polysem.models.embed import PatchLinearEmbed, SincosPositions
+from polysem.models.kinds import choose_mixer
+from polysem.models.lipsformer import PostNormBlock, spectral_init_
+from polysem.models.mixers import Softmax
+from polysem.models.norms import CenterNorm
 from polysem.models.official import official_vit
 from polysem.models.twins import STANDARD, Layers, bcos_layers
+from polysem.models.vit_variants import VARIANTS, variant_args, variant_cfg, variant_name
 
 __all__ = ["VisionTransformer", "official_vit"]
 
@@ -44,11 +53,32 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
     img_size, patch_size : int or (int, int)
         In pixels; the image must divide into patches.
     positions : {"attention", "sincos", "learn", "none"}
-        In the attention logits (:class:`~polysem.models.attention.PositionBias`); added to the
+        In the attention logits (:class:`~polysem.models.positions.PositionBias`); added to the
         tokens, fixed (:func:`~polysem.models.embed.sincos_positions`) or learned (timm's); or
         nowhere. Added positions are a bias, which ``Σ W(x) x`` of a B-cos model misses.
     stem : sequence of int
         Widths of :func:`~polysem.models.embed.conv_stem`; empty for patches.
+    attention : str or mapping
+        How tokens attend to each other: a kind in :data:`~polysem.models.kinds.MIXERS`, or a
+        mapping with its ``kind`` and its options.
+    drop_head : "half" or float, optional
+        Leave out half of the heads of each image while training, or each head at this rate
+        (:class:`~polysem.models.dropout.DropHead`).
+    feat_scale : bool
+        Whether :class:`~polysem.models.attn_scale.FeatScale` follows each attention.
+    spatial_drop_rate : float
+        See :func:`~polysem.models.dropout.drop_channels`.
+    patch_drop_rate : float or (float, float)
+        See :class:`~polysem.models.dropout.PatchDropout`.
+    center_norm : bool
+        Norms are :class:`~polysem.models.norms.CenterNorm` instead of layer norms.
+    post_norm : bool
+        Blocks are :class:`~polysem.models.lipsformer.PostNormBlock`: norms after the sums.
+    weighted_residual : bool
+        What a branch adds is weighted by learned numbers (timm's LayerScale, `init_values`), at
+        first 1 / depth.
+    spectral_init : bool
+        Weights start with spectral norm 1 (:func:`~polysem.models.lipsformer.spectral_init_`).
     weight_init
         timm's; by default each layer keeps its own torch initialisation, as in the official code.
     **options
@@ -60,6 +90,8 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         If sizes do not fit together, or `positions` is unknown or does not go with an option.
     """
 
+    spectral: bool = False  # so it is while timm builds the model, before there is our head
+
     def __init__(
         self,
         *,
@@ -68,16 +100,29 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         patch_size: int | tuple[int, int] = 16,
         positions: Positions = "attention",
         stem: Sequence[int] = (),
+        attention: str | Mapping[str, Any] = "softmax",
+        drop_head: float | Literal["half"] | None = None,
+        feat_scale: bool = False,
+        spatial_drop_rate: float = 0.0,
+        patch_drop_rate: float | Sequence[float] = 0.0,
+        center_norm: bool = False,
+        post_norm: bool = False,
+        weighted_residual: bool = False,
+        spectral_init: bool = False,
         weight_init: str = "reset",
         **options: Any,
     ) -> None:
         if positions not in get_args(Positions):
             hint = did_you_mean(positions, get_args(Positions))
             raise SpecError(f"unknown positions {positions!r}{hint}; known: {get_args(Positions)}")
-        if positions == "attention" and options.get("patch_drop_rate"):
-            raise SpecError("patch_drop_rate needs positions='sincos', 'learn' or 'none'")
+        n_prefix_tokens = options.get("reg_tokens", 0)
+        if n_prefix_tokens and positions != "learn":
+            raise SpecError("register tokens (reg_tokens) need positions='learn'")
+        if weighted_residual:
+            options = {"init_values": 1 / options.get("depth", 12), **options}
         (height, width), (patch_y, patch_x) = _pair(img_size), _pair(patch_size)
         grid = (height // patch_y, width // patch_x)
+        mixer_type, mixer_options = choose_mixer(attention)
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -87,12 +132,20 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
             qkv_bias=layers.biases,
             proj_bias=layers.biases,
             weight_init=weight_init,
-            norm_layer=layers.norm,
+            norm_layer=partial(CenterNorm, bias=layers.biases) if center_norm else layers.norm,
             act_layer=layers.act,
             mlp_layer=layers.mlp,
             attn_layer=attention_layer(
                 layers.attention,  # type: ignore[arg-type]
                 grid=grid if positions == "attention" else None,
+                mixer_type=mixer_type,  # type: ignore[arg-type]
+                mixer_options=(
+                    ("grid", grid),
+                    ("n_prefix_tokens", n_prefix_tokens),
+                    *mixer_options.items(),
+                ),
+                has_feat_scale=bool(feat_scale),
+                drop_head_rate=None if drop_head is None else check_drop_head(drop_head),
                 **layers.attention_options,
             ),
             embed_layer=partial(
@@ -103,11 +156,44 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
                 act=layers.act,
                 stem=tuple(stem),
             ),
-            **{"global_pool": "avg", **options},
+            **{
+                "global_pool": "avg",
+                "block_fn": PostNormBlock if post_norm else timm_vit.Block,
+                **options,
+            },
         )
         self.positions, self.grid, self.make_head = positions, grid, layers.head
         self.sincos = SincosPositions() if positions == "sincos" else None
         self._renew_head()
+        drop_channels(self, spatial_drop_rate)
+        if patch_drop_rate:
+            self.patch_drop = PatchDropout(patch_drop_rate, n_prefix_tokens)
+        mixers = [module for module in self.modules() if isinstance(module, Softmax)]
+        self.sees_grid = positions == "attention" or any(mixer.needs_grid for mixer in mixers)
+        self._check_mixing(attention, leaves_out=bool(patch_drop_rate))
+        self.spectral = spectral_init
+        if spectral_init:
+            spectral_init_(self)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draw all weights anew, as timm does or with spectral norm 1."""
+        super().init_weights(mode, needs_reset)
+        if self.spectral:
+            spectral_init_(self)
+
+    def _check_mixing(self, attention: str | Mapping[str, Any], *, leaves_out: bool) -> None:
+        """Refuse what this kind of attention cannot do."""
+        for mixer in (module for module in self.modules() if isinstance(module, Softmax)):
+            if mixer.needs_grid and leaves_out:
+                raise SpecError(
+                    f"attention {attention!r} needs every patch in its place: patch_drop_rate must "
+                    "be 0"
+                )
+            if not mixer.takes_bias and self.positions == "attention":
+                raise SpecError(
+                    f"attention {attention!r} takes nothing in its logits: positions must be "
+                    "'sincos', 'learn' or 'none'"
+                )
 
     def _renew_head(self) -> None:
         if self.num_classes > 0:
@@ -129,14 +215,41 @@ class VisionTransformer(timm_vit.VisionTransformer):  # type: ignore[misc]
         }
         return {"pos_embed", *tables}
 
+    def forward_features(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the normalised tokens [image, token, d_model] of images; masks as in timm.
+
+        Raises
+        ------
+        SpecError
+            If there is a mask for tokens of which some are left out.
+        """
+        drops = self.training and isinstance(self.patch_drop, PatchDropout)
+        if not drops or self.positions != "attention":
+            features: Tensor = super().forward_features(x, attn_mask, is_causal)
+            return features
+        if attn_mask is not None or is_causal:
+            raise SpecError("masks are for all tokens: patch_drop_rate must be 0")
+        x = self._pos_embed(self.patch_embed(x))
+        n_patches = x.shape[1]
+        x, patches = self.patch_drop.keep(x)
+        kept = None if patches is None else Kept(patches, n_patches)
+        x = self.norm_pre(x)
+        for block in self.blocks:
+            run = partial(checkpoint, block) if self.grad_checkpointing else block
+            x = run(x, kept)
+        normalised: Tensor = self.norm(x)
+        return normalised
+
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Turn patches [image, y, x, d_model] into tokens, with positions if these are added."""
+        grid = (x.shape[1], x.shape[2])
+        if self.sees_grid and grid != self.grid:
+            self._check_grid(grid)
         if self.pos_embed is not None:
             tokens: Tensor = super()._pos_embed(x)
             return tokens
-        grid = (x.shape[1], x.shape[2])
-        if self.positions == "attention" and grid != self.grid:
-            self._check_grid(grid)
         tokens = x.flatten(1, 2)
         if self.sincos is not None:
             tokens = self.sincos(tokens, grid)
@@ -156,71 +269,15 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-#: Of each size: width, depth and heads.
-_SIZES = {
-    "micro": (128, 8, 4),
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-}
-#: Widths of the stem of a base model that shrinks images by 16, from the official code; stems of
-#: smaller patches are the end of a longer one.
-_BASE_STEM = (64, 128, 128, 256, 256, 512)
-_INPUTS = {4: 32, 8: 64, 16: 224}
-
-
-def _stem(size: str, patch_size: int) -> tuple[int, ...]:
-    """Return the widths of a stem that shrinks images by `patch_size`."""
-    halvings = int(math.log2(patch_size))
-    if size == "base":
-        return tuple(width for width in _BASE_STEM if width >= 512 >> (halvings - 1))
-    width = _SIZES[size][0]
-    return tuple(width >> shift for shift in reversed(range(halvings)))
-
-
-def _name(kind: str, stem: str, size: str, patch_size: int) -> str:
-    if (kind, stem, size, patch_size) == ("standard", "vit", "base", 16):
-        return "vit_base_patch16_relpos_gap_224"  # without the word it is a model of timm's
-    if kind == "bcos":
-        return f"bcos_{stem}_{size}_patch{patch_size}_{_INPUTS[patch_size]}"
-    return f"{stem}_{size}_patch{patch_size}_gap_{_INPUTS[patch_size]}"
-
-
-def _cfg(kind: str, patch_size: int) -> dict[str, Any]:
-    """Return timm's description of the input; the official B-cos evaluation crop at 224 px."""
-    side, bcos = _INPUTS[patch_size], kind == "bcos"
-    return {
-        "input_size": (6 if bcos else 3, side, side),
-        "num_classes": 1000,
-        "crop_pct": 0.875 if side == 224 else 1.0,
-        "interpolation": "bilinear",
-        "mean": (0.0, 0.0, 0.0) if bcos else IMAGENET_DEFAULT_MEAN,
-        "std": (1.0, 1.0, 1.0) if bcos else IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head.linear" if bcos else "head",
-    }
-
-
-_VARIANTS: list[tuple[str, str, str, int]]
-_VARIANTS = list(product(("bcos", "standard"), ("vit", "vitc"), _SIZES, _INPUTS))
-
 default_cfgs = generate_default_cfgs(
-    {_name(*variant): _cfg(variant[0], variant[-1]) for variant in _VARIANTS}
+    {variant_name(*variant): variant_cfg(variant[0], variant[-1]) for variant in VARIANTS}
 )
 
 
 def _register(kind: str, stem: str, size: str, patch_size: int) -> None:
     """Add one model to timm's registry and, so that it pickles, to this module."""
-    name, (width, depth, heads) = _name(kind, stem, size, patch_size), _SIZES[size]
-    architecture = {
-        "img_size": _INPUTS[patch_size],
-        "patch_size": patch_size,
-        "embed_dim": width,
-        "depth": depth - 1 if stem == "vitc" else depth,
-        "num_heads": heads,
-        "stem": _stem(size, patch_size) if stem == "vitc" else (),
-        "in_chans": 6 if kind == "bcos" else 3,
-    }
+    name = variant_name(kind, stem, size, patch_size)
+    architecture = variant_args(kind, stem, size, patch_size)
 
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         exponents = ("b", "max_out") if kind == "bcos" else ()
@@ -246,5 +303,5 @@ def _register(kind: str, stem: str, size: str, patch_size: int) -> None:
 
 _MORE = {"bcos": ", and `b` and `max_out` of every B-cos layer", "standard": ""}
 
-for _variant in _VARIANTS:
+for _variant in VARIANTS:
     _register(*_variant)

@@ -18,7 +18,7 @@ from polysem.sites import DEFAULT_SITES, parse_site, select_sites
 
 __all__ = [
     "choose_sites", "class_mismatch", "describe_data", "describe_model", "describe_versions",
-    "unit_table",
+    "shown_table", "unit_table",
 ]  # fmt: skip
 
 _PACKAGES = ("polysem", "torch", "timm", "transformer-lens", "numpy", "xarray", "zarr")
@@ -92,6 +92,14 @@ def describe_data(source: ImageData) -> dict[str, Any]:
 def describe_versions() -> dict[str, str]:
     """Return the versions of what the statistics depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def shown_table(source: ImageData, images: list[int]) -> pd.DataFrame:
+    """Return which concepts the probed images show: image, and a column for each concept."""
+    shown = source.concept_matrix()[images]
+    table = pd.DataFrame(shown, columns=list(source.concepts or ()))
+    table.insert(0, "image", images)
+    return table
 
 
 def unit_table(site: str, units: xr.Dataset) -> pd.DataFrame:

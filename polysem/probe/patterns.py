@@ -36,7 +36,8 @@ def pattern_statistics(scores: Iterable[Tensor], distances: Tensor, n_prefix_tok
     Parameters
     ----------
     scores : iterable of Tensor
-        Attention logits [image, head, query, key], a few images at a time (`images_at_a_time`).
+        Attention logits [image, head, query, key], a few images at a time (`images_at_a_time`);
+        of patterns that are no softmax, what `pattern_logits` makes of them.
     distances : Tensor
         From `patch_distances`.
     n_prefix_tokens : int

@@ -17,7 +17,7 @@ from polysem.errors import DataError, SpecError
 from polysem.models.encoder import Encoder
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
-from polysem.models.taps import attention_bias, attention_scores
+from polysem.models.scores import attention_bias, attention_scores, pattern_logits
 from polysem.probe import describe
 from polysem.probe.accumulators import image_hash, rank_error
 from polysem.probe.batches import Decoded
@@ -115,6 +115,7 @@ class Recorder:
         self.skipped: list[dict[str, str]] = []
         self.notes: list[str] = []
         self.n_images = self._n_batches = 0
+        self._seen: list[int] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -173,6 +174,7 @@ class Recorder:
                 self._pooled.add(name, values.transpose(0, 1))
         self._image_rows(logits.shape[1]).add(logits, decoded.indices, keys, labels)
         self.n_images += len(keys)
+        self._seen += decoded.indices
         self._n_batches += 1
         if self._n_batches % _CHECK_EVERY == 0:
             self._flush()
@@ -210,6 +212,8 @@ class Recorder:
                 "grid": recorder.grid if "top_map" in units else None,
             }
         self.writer.write_table("units", pd.concat(tables, ignore_index=True))
+        if self.source.concepts is not None:
+            self.writer.write_table("shown", describe.shown_table(self.source, self._seen))
         if self.smoothing is not None:
             self.writer.write_table("smoothing", self.smoothing.table())
         if self.head_sites or self.pattern_sites:
@@ -253,7 +257,7 @@ class Recorder:
         bias = attention_bias(attn, n_tokens)
         size = images_at_a_time(n_heads, n_tokens)
         scores = (
-            attention_scores(attn, some_q, some_k, bias)
+            pattern_logits(attn, attention_scores(attn, some_q, some_k, bias))
             for some_q, some_k in zip(q.split(size), k.split(size), strict=True)
         )
         values = pattern_statistics(scores, self._distances, prefix)

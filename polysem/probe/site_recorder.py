@@ -193,13 +193,13 @@ class SiteRecorder:
         parts: Mapping[str, Accumulator] = self.parts
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def result(self, *, weight_cosine: Tensor | None = None) -> xr.Dataset:
+    def result(self, *, weight_cosine: tuple[Tensor, float] | None = None) -> xr.Dataset:
         """Return the statistics of all units in the run's layout.
 
         Parameters
         ----------
-        weight_cosine : Tensor, optional
-            How much the units share directions in their weights [unit].
+        weight_cosine : (Tensor, float), optional
+            How much the units share directions in their weights [unit], and by chance.
 
         Raises
         ------
@@ -232,9 +232,12 @@ class SiteRecorder:
             arrays["class_count"] = self.parts["class_sums"].count
         arrays |= self._exemplars() | self._resampled()
         if weight_cosine is not None:
-            arrays["weight_cosine"] = weight_cosine.float()
+            arrays["weight_cosine"] = weight_cosine[0].float()
         coords = {"pool": list(self.pools), "q": list(QUANTILES), "tail": list(self.tails)}
-        return dataset(UNITS, {k: _numpy(v) for k, v in arrays.items()}, coords)
+        units = dataset(UNITS, {k: _numpy(v) for k, v in arrays.items()}, coords)
+        if weight_cosine is not None:
+            units["weight_cosine"].attrs["chance"] = weight_cosine[1]
+        return units
 
     def _resampled(self) -> dict[str, Tensor]:
         """Return what embeddings and replicates give."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polysem.errors import SpecError
 from polysem.models.hooked import HookedVisionModel
-from polysem.models.taps import attention_bias, attention_scores
+from polysem.models.scores import attention_bias, attention_scores
 from polysem.probe.accumulators import Moments
 from polysem.probe.patterns import images_at_a_time
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ def mean_absolute_cosine(rows: Tensor) -> Tensor:
     return (total - 1) / others if others > 0 else torch.full_like(total, torch.nan)
 
 
-def weight_cosine(model: nn.Module, site: Site) -> Tensor | None:
-    """Return the overlap of the incoming weights of a site's units, or None if it has none.
+def weight_cosine(model: nn.Module, site: Site) -> tuple[Tensor, float] | None:
+    """Return the overlap of the incoming weights of a site's units, and that of random ones.
 
-    MLP neurons alone have one row of weights each; where several rows compete for a unit
-    (MaxOut), there is no single direction.
+    None where units have no weights of their own:
+    MLP neurons alone have one row each; where several rows compete for a unit (MaxOut), there is
+    no single direction.
     """
     if site.part != "mlp.hook_post":
         return None
@@ -39,4 +41,5 @@ def weight_cosine(model: nn.Module, site: Site) -> Tensor | None:
     weight = getattr(layer, "weight", None)
     if weight is None or getattr(layer, "max_out", 1) != 1:
         return None
-    return mean_absolute_cosine(weight.detach())
+    chance = math.sqrt(2 / (math.pi * weight.shape[1]))
+    return mean_absolute_cosine(weight.detach()), chance

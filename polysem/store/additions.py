@@ -54,7 +54,7 @@ def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str
     return file
 
 
-def add_arrays(run: Run, name: str, arrays: xr.Dataset) -> Path:
+def add_arrays(run: Run, name: str, arrays: xr.Dataset | Mapping[str, xr.Dataset]) -> Path:
     """Write ``<name>.zarr`` into a run, in place of an older one of that name.
 
     Parameters
@@ -62,8 +62,9 @@ def add_arrays(run: Run, name: str, arrays: xr.Dataset) -> Path:
     run : Run
     name : str
         Without the ending.
-    arrays : Dataset
-        Each variable says in ``attrs["long_name"]`` what it holds.
+    arrays : Dataset, or mapping of str to Dataset
+        Several are groups of the store, by name. Each variable says in ``attrs["long_name"]``
+        what it holds.
 
     Raises
     ------
@@ -75,7 +76,8 @@ def add_arrays(run: Run, name: str, arrays: xr.Dataset) -> Path:
         part = _beside(store)
         old = _beside(store)
         try:
-            arrays.to_zarr(part, mode="w", zarr_format=3, consolidated=False)
+            for group, part_of in _groups(arrays):
+                part_of.to_zarr(part, group=group, mode="a", zarr_format=3, consolidated=False)
             if store.exists():
                 os.replace(store, old)
             os.replace(part, store)
@@ -87,6 +89,12 @@ def add_arrays(run: Run, name: str, arrays: xr.Dataset) -> Path:
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     return store
+
+
+def _groups(
+    arrays: xr.Dataset | Mapping[str, xr.Dataset],
+) -> list[tuple[str | None, xr.Dataset]]:
+    return [(None, arrays)] if isinstance(arrays, xr.Dataset) else list(arrays.items())
 
 
 def _beside(place: Path) -> Path:

@@ -105,6 +105,19 @@ class Run:
             )
         return _open(self._part("heads.zarr"), None)
 
+    @cached_property
+    def gates(self) -> xr.Dataset:
+        """What `polysem heads` measured of every head; names in `store.schema.GATES`.
+
+        Raises
+        ------
+        RunError
+            If it was not measured yet.
+        """
+        if not (self.path / "gates.zarr").is_dir():
+            raise RunError(f"{self.path} holds no study of heads; `polysem heads` makes one")
+        return _open(self._part("gates.zarr"), None)
+
     @property
     def embeddings(self) -> xr.DataArray:
         """Embeddings of the run's images [image, dim], float32 of unit length, lazily.
@@ -124,6 +137,23 @@ class Run:
             )
         return _open(store, None)["embedding"]
 
+    def crop_embeddings(self, site: str) -> xr.DataArray:
+        """Return embeddings of the crops where exemplars fired [tail, unit, rank, dim], lazily.
+
+        float32 of length 1, NaN where there is no exemplar.
+
+        Raises
+        ------
+        RunError
+            If there are none of this site.
+        """
+        if not (self.path / "crop_embeddings.zarr" / site).is_dir():
+            raise RunError(
+                f"{self.path} holds no embeddings of crops at {site}; make them with "
+                f"polysem embed {self.path} --crops '{site}'"
+            )
+        return _open(self.path / "crop_embeddings.zarr", site)["embedding"]
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 
@@ -140,6 +170,24 @@ class Run:
                 f"it has {', '.join(known) or 'none'}"
             )
         return _read_parquet(file)
+
+    def contributions(self, site: str) -> xr.Dataset:
+        """Return the contribution maps of a site's exemplars, lazily.
+
+        ``contribution`` [tail, unit, rank, y, x] over cells of the image, NaN where there is no
+        exemplar; ``value`` and ``explained`` [tail, unit, rank]. Ranks may be fewer than the run's.
+
+        Raises
+        ------
+        RunError
+            If there are none of this site.
+        """
+        if not (self.path / "contributions.zarr" / site).is_dir():
+            raise RunError(
+                f"{self.path} holds no contribution maps of {site}; make them with "
+                f"polysem explain --run {self.path} --model {self.manifest['model']['spec']}"
+            )
+        return _open(self.path / "contributions.zarr", site)
 
     def __repr__(self) -> str:
         model, data = self.manifest["model"]["name"], self.manifest["data"]["name"]

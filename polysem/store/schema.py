@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 __all__ = [
-    "EMBEDDINGS", "FORMAT", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset", "ranking_pool",
+    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset",
+    "ranking_pool",
 ]  # fmt: skip
 
 #: Version of the run folder's layout; raised when older readers would misread it.
@@ -122,6 +123,76 @@ HEADS: Mapping[str, Variable] = {
         "mean over patch queries of the expected distance to attended patches, patch widths; "
         "attention to class and register tokens left out (Dosovitskiy et al. 2010.11929)",
     ),
+}
+
+_PER_PAIR = (*_PER_HEAD, "layer_2", "head_2")
+_ALONE = "cost with the head's output replaced by "
+_SHARE = "direct share of the correct-class logit "
+_DROP = ("image", "draw", "share")
+
+#: Arrays of ``gates.zarr``: what `polysem heads` measures of every head, in images studied. The
+#: cost is what the attribute ``target`` says: the loss, or the margin with its sign turned.
+GATES: Mapping[str, Variable] = {
+    "cost": Variable(("image",), "cost of the network as it is"),
+    "loss": Variable(("image",), "cross-entropy of the network as it is, nats"),
+    "correct": Variable(("image",), "1 where the prediction is the class held to, else 0"),
+    "held_to": Variable(("image",), "class that the image is held to: its label, or a prediction"),
+    "slope": Variable(_PER_HEAD, "derivative of the cost by the head's gate, at 1"),
+    "cost_zero": Variable(_PER_HEAD, _ALONE + "zero"),
+    "cost_mean": Variable(_PER_HEAD, _ALONE + "its mean over images, token by token"),
+    "cost_resample": Variable(_PER_HEAD, _ALONE + "that of another image drawn at random"),
+    "interaction": Variable(
+        _PER_PAIR,
+        "estimated f(1-ei-ej) - f(1-ei) - f(1-ej) + f(1), f the cost and i, j the heads; above 0 "
+        "they cover for each other, below 0 they fight or one repairs what the other does; by "
+        "gradients: (layer, head) ablated, (layer_2, head_2) to first order",
+    ),
+    "exact": Variable(("image", "pair"), "the same, both heads truly ablated"),
+    "shapley": Variable(
+        ("image", "pair"), "its mean over random sets of other heads ablated (Grabisch 1999)"
+    ),
+    "pair_first": Variable(("pair",), "number of the earlier head, counted in network order"),
+    "pair_second": Variable(("pair",), "number of the later head"),
+    "chance_cost": Variable(_PER_HEAD, "cost_zero of random parts of z instead of heads"),
+    "chance_interaction": Variable(_PER_PAIR, "interaction of random parts of z"),
+    "logit": Variable(("image",), "correct-class logit"),
+    "logit_share": Variable(_PER_HEAD, _SHARE + "of the head's write, final norm held fixed"),
+    "mlp_share": Variable(("image", "layer"), _SHARE + "of the block's MLP"),
+    "embedding_share": Variable(("image",), _SHARE + "of the patches"),
+    "remainder": Variable(("image",), _SHARE + "of nobody: biases"),
+    "opposition": Variable(
+        _PER_PAIR, "mean over tokens of -cos between the writes of two heads where positive, 0 to 1"
+    ),
+    "divergence": Variable(
+        _PER_PAIR,
+        "Jensen-Shannon divergence of attention patterns, mean over queries, bits, 0 to 1",
+    ),
+    "cka": Variable(
+        _PER_PAIR[1:],
+        "linear CKA of the outputs of two heads over all tokens, 0 to 1 (Kornblith 1905.00414)",
+    ),
+    "pattern_entropy": HEADS["pattern_entropy"],
+    "pattern_distance": HEADS["pattern_distance"],
+    "class_share": Variable(_PER_HEAD, "attention of patches to the class token; NaN without"),
+    "self_share": Variable(_PER_HEAD, "attention of patches to themselves"),
+    "neighbour_share": Variable(_PER_HEAD, "attention of patches to the up to 8 patches around"),
+    "previous_share": Variable(_PER_HEAD, "attention of patches to the one before, row by row"),
+    "duplicate_share": Variable(
+        _PER_HEAD,
+        "attention to other patches of the same pixels, where there are any; NaN elsewhere",
+    ),
+    "fixed_share": Variable(
+        _PER_HEAD[1:],
+        "mean entropy of the pattern over that of the mean pattern: 1 if it is the same for all "
+        "images, hence positional",
+    ),
+    "attention_map": Variable(
+        (*_PER_HEAD, "y", "x"),
+        "attention to each patch, of the class token or else the mean of all patches",
+    ),
+    "drop_loss": Variable(_DROP, "loss with a share of the heads dropped at random"),
+    "drop_cost": Variable(_DROP, "cost with a share of the heads dropped at random"),
+    "drop_correct": Variable(_DROP, "correct with a share of the heads dropped at random"),
 }
 
 

@@ -37,8 +37,9 @@ def model_card(
 {_notes(recipe)}**Test accuracy {100 * metrics["test_accuracy"]:.2f} %** (95 % Wilson interval \
 {low:.2f} to {high:.2f} %; {metrics["test_images"]:,} images of `{recipe.data.test}`; \
 test loss {metrics["test_loss"]:.4f}), measured on the weights as they are in the file, \
-{recipe.save_as}.
-
+{recipe.save_as}. Balanced accuracy {100 * metrics["test_balanced_accuracy"]:.2f} %; expected \
+calibration error {100 * metrics["test_calibration_error"]:.2f} % (15 bins).
+{_average(metrics)}{_by_heart(metrics)}
 | Class | Recognised |
 |---|---|
 {by_class}
@@ -49,7 +50,7 @@ test loss {metrics["test_loss"]:.4f}), measured on the weights as they are in th
 
 Seed {recipe.seed}; {metrics["parameters"]:,} parameters; {metrics["steps"]:,} steps of \
 {metrics["batch_size"]} images; {metrics["cpu_minutes"]:.1f} CPU minutes, \
-{metrics["wall_minutes"]:.1f} minutes by the clock with {metrics["threads"]} threads on \
+{metrics["wall_minutes"]:.1f} minutes by the clock with {_workforce(metrics)} on \
 {metrics["device"]}, reading the images included.
 
 Versions: {", ".join(f"{name} {version}" for name, version in metrics["versions"].items())}.
@@ -63,6 +64,29 @@ The recipe:
 {yaml.safe_dump(_without_notes(recipe), sort_keys=False).strip()}
 ```
 """
+
+
+def _workforce(metrics: Mapping[str, Any]) -> str:
+    threads = f"{metrics['threads']} thread{'s' if metrics['threads'] > 1 else ''}"
+    several = metrics.get("processes", 1)
+    return threads if several == 1 else f"{several} processes of {threads}"
+
+
+def _average(metrics: Mapping[str, Any]) -> str:
+    if "average_test_accuracy" not in metrics:
+        return ""
+    share = 100 * metrics["average_test_accuracy"]
+    return f"The moving average of the weights, average.safetensors: {share:.2f} %.\n"
+
+
+def _by_heart(metrics: Mapping[str, Any]) -> str:
+    if metrics.get("memorised") is None:
+        return ""
+    return (
+        "\nThe labels of the training images were permuted: what they show does not tell their "
+        f"label. The model learned {100 * metrics['memorised']:.2f} % of them by heart; its test "
+        "accuracy is that of chance, as it should be.\n"
+    )
 
 
 def _notes(recipe: Recipe) -> str:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from polysem.errors import NonFiniteError
 from polysem.models.transform import Transform
-from polysem.train.images import LabelledImages
-from polysem.train.losses import Loss
+from polysem.train.calibration import expected_calibration_error
+from polysem.train.images import ImageSet
+from polysem.train.losses import Loss, confidence
+from polysem.train.order import Part
+from polysem.train.processes import Processes
 
 __all__ = ["Evaluation", "autocast", "evaluate", "wilson_interval"]
 
@@ -30,29 +33,50 @@ class Evaluation:
     n_correct, n_images : int
     class_accuracy : float array [class]
         Share of each class's images that were recognised; NaN for a class without images.
+    calibration_error : float
+        By how much confidence misses accuracy, see `expected_calibration_error`.
     """
 
     loss: float
     n_correct: int
     n_images: int
     class_accuracy: npt.NDArray[np.float64]
+    calibration_error: float
 
     @property
     def accuracy(self) -> float:
         """Share of images recognised, from 0 to 1 (best)."""
         return self.n_correct / self.n_images
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of `class_accuracy` over the classes that have images: 1 / classes by chance."""
+        return float(np.nanmean(self.class_accuracy))
+
 
 def evaluate(
     model: nn.Module,
-    images: LabelledImages,
+    images: ImageSet,
     transform: Transform,
     loss: Loss,
     *,
     batch_size: int = 256,
     precision: str = "fp32",
+    group: Processes | None = None,
 ) -> Evaluation:
     """Test the model in eval mode and without gradients; its mode is put back afterwards.
+
+    Parameters
+    ----------
+    model : nn.Module
+    images : ImageSet
+    transform : Transform
+    loss : Loss
+    batch_size : int
+    precision : str
+        ``fp32``, or ``bf16`` for autocast.
+    group : Processes, optional
+        Which share the images, and all learn the result.
 
     Raises
     ------
@@ -62,13 +86,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        logits = _logits(model, images.pixels, transform, batch_size, precision)
+        logits = _logits(model, images, transform, batch_size, precision, group)
     finally:
         model.train(was_training)
     value = float(loss(logits, images.labels, training=False))
     if not np.isfinite(value):
         raise NonFiniteError(f"the test loss on {images.name} is {value}")
     right = (logits.argmax(1) == images.labels).cpu().numpy()
+    sure = confidence(logits, loss).cpu().numpy()
     labels = images.labels.cpu().numpy()
     shown = np.bincount(labels, minlength=len(images.classes))
     hits = np.bincount(labels, weights=right, minlength=len(images.classes))
@@ -77,19 +102,35 @@ def evaluate(
         n_correct=int(right.sum()),
         n_images=len(images),
         class_accuracy=np.divide(hits, shown, out=np.full(hits.shape, np.nan), where=shown > 0),
+        calibration_error=expected_calibration_error(sure, right),
     )
 
 
 @torch.inference_mode()
 def _logits(
-    model: nn.Module, pixels: Tensor, transform: Transform, batch_size: int, precision: str
+    model: nn.Module,
+    images: ImageSet,
+    transform: Transform,
+    batch_size: int,
+    precision: str,
+    group: Processes | None,
 ) -> Tensor:
-    """Return float32 logits [image, class]."""
+    """Return float32 logits [image, class], of all processes' shares."""
+    count, number = (group.count, group.number) if group else (1, 0)
+    share = -(-len(images) // count)
+    mine = torch.arange(number * share, min((number + 1) * share, len(images)))
+    parts = [Part(0, chosen, 0, len(chosen)) for chosen in mine.split(batch_size) if len(chosen)]
     logits = []
-    with autocast(pixels.device, precision):
-        for batch in torch.split(pixels, batch_size):
+    with autocast(images.labels.device, precision):
+        for batch in images.batches(parts):
             logits.append(model(transform.normalize(batch)).float())
-    return torch.cat(logits)
+    if group is None or count == 1:
+        return torch.cat(logits)
+    shape = (share, len(images.classes))
+    padded = torch.zeros(shape, device=images.labels.device)  # the last share may be smaller
+    if logits:
+        padded[: len(mine)] = torch.cat(logits)
+    return group.join(padded)[: len(images)]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from polysem.models.checkpoint import read_checkpoint, save_checkpoint
+from polysem.train.build import with_methods
 from polysem.train.card import model_card
+from polysem.train.curves import draw_curves
 from polysem.train.evaluate import Evaluation, evaluate, wilson_interval
 from polysem.train.outputs import Outputs
 from polysem.train.prepare import Job
 from polysem.train.recipe import recipe_to_dict
 from polysem.train.state import Progressed, check_weights
 
-__all__ = ["TrainResult", "finish", "save_weights"]
+__all__ = ["TrainResult", "evaluate_job", "finish", "save_weights"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,24 @@ class TrainResult:
 
 
 def save_weights(
-    job: Job, path: Path, *, step: int, metrics: Mapping[str, Any] | None = None
+    job: Job,
+    path: Path,
+    *,
+    step: int,
+    metrics: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
 ) -> None:
-    """Write the weights as they are now, with all that `load_model` needs.
+    """Write the weights as they are now, with all that `load_model` needs; the first process does.
+
+    Parameters
+    ----------
+    job : Job
+    path : Path
+    step : int
+        Steps taken.
+    metrics : mapping, optional
+    model : nn.Module, optional
+        Whose weights, the job's model's unless given.
 
     Raises
     ------
@@ -52,19 +70,34 @@ def save_weights(
     CheckpointError
         If the file cannot be written.
     """
-    check_weights(job.model, step)
+    model = job.model if model is None else model
+    check_weights(model, step)
+    if not job.group.first:
+        return
     recipe = job.recipe
     save_checkpoint(
         path,
         recipe.model.name,
-        {**recipe.model.args, "num_classes": len(job.train.classes)},
-        job.model.state_dict(),
+        {**with_methods(recipe).args, "num_classes": len(job.train.classes)},
+        model.state_dict(),
         transform=job.transform,
         classes=job.train.classes,
         recipe=recipe_to_dict(recipe),
         metrics=metrics,
         step=step,
         dtype="float16" if recipe.save_as == "float16" else None,
+    )
+
+
+def evaluate_job(job: Job, model: nn.Module) -> Evaluation:
+    """Test a model, or its average, as the recipe says, with all processes."""
+    return evaluate(
+        model,
+        job.test,
+        job.transform,
+        job.loss,
+        precision=job.recipe.precision,
+        group=job.group,
     )
 
 
@@ -77,29 +110,50 @@ def finish(
     command: str | None,
 ) -> TrainResult:
     """Write checkpoint and card; what they claim is measured on the weights as they are stored."""
-    save_weights(job, outputs.model, step=progressed.step)
-    job.model.load_state_dict(read_checkpoint(outputs.model).state_dict)
-    test = evaluate(job.model, job.test, job.transform, job.loss, precision=job.recipe.precision)
+    test = _stored(job, outputs.model, job.model, progressed.step)
     metrics = _metrics(job, progressed, last, test)
+    if job.recipe.data.permute_labels:
+        learned = evaluate(
+            job.model,
+            job.train,
+            job.transform,
+            job.loss,
+            precision=job.recipe.precision,
+            group=job.group,
+        )
+        metrics["memorised"] = learned.accuracy
+    if job.average is not None:
+        averaged = _stored(job, outputs.average, job.average.module, progressed.step)
+        metrics["average_test_accuracy"] = averaged.accuracy
+        own = {**metrics, **_tested(averaged)}
+        save_weights(
+            job, outputs.average, step=progressed.step, metrics=own, model=job.average.module
+        )
     save_weights(job, outputs.model, step=progressed.step, metrics=metrics)
-    command = command or "polysem train recipe.yaml --out OUT"
-    card = model_card(job.recipe, metrics, classes=job.train.classes, command=command)
-    outputs.write_text(outputs.card, card)
-    outputs.state.unlink(missing_ok=True)
+    if job.group.first:
+        draw_curves(outputs.records(), outputs.curves, title=job.recipe.model.name)
+        command = command or "polysem train recipe.yaml --out OUT"
+        card = model_card(job.recipe, metrics, classes=job.train.classes, command=command)
+        outputs.write_text(outputs.card, card)
+        outputs.state.unlink(missing_ok=True)
+    job.group.wait()
     return TrainResult(outputs.model, metrics)
+
+
+def _stored(job: Job, path: Path, model: nn.Module, step: int) -> Evaluation:
+    """Write weights, take them back as the file has them, and test those."""
+    save_weights(job, path, step=step, model=model)
+    job.group.wait()
+    model.load_state_dict(read_checkpoint(path).state_dict)
+    return evaluate_job(job, model)
 
 
 def _metrics(
     job: Job, progressed: Progressed, last: Mapping[str, Any], test: Evaluation
 ) -> dict[str, Any]:
-    by_class = [None if math.isnan(share) else float(share) for share in test.class_accuracy]
     device = job.train.labels.device
     return {
-        "test_accuracy": test.accuracy,
-        "test_accuracy_95": list(wilson_interval(test.n_correct, test.n_images)),
-        "test_loss": test.loss,
-        "test_images": test.n_images,
-        "test_class_accuracy": by_class,
+        **_tested(test),
         "train_loss": last["train_loss"],
         "train_accuracy": last["train_accuracy"],
         "steps": progressed.step,
@@ -109,6 +163,7 @@ def _metrics(
         "cpu_minutes": progressed.cpu_s / 60,
         "wall_minutes": progressed.wall_s / 60,
         "threads": torch.get_num_threads(),
+        "processes": job.group.count,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {
             "python": platform.python_version(),
@@ -116,4 +171,17 @@ def _metrics(
         },
         "train_fingerprint": job.train.fingerprint,
         "test_fingerprint": job.test.fingerprint,
+    }
+
+
+def _tested(test: Evaluation) -> dict[str, Any]:
+    by_class = [None if math.isnan(share) else float(share) for share in test.class_accuracy]
+    return {
+        "test_accuracy": test.accuracy,
+        "test_accuracy_95": list(wilson_interval(test.n_correct, test.n_images)),
+        "test_balanced_accuracy": test.balanced_accuracy,
+        "test_calibration_error": test.calibration_error,
+        "test_loss": test.loss,
+        "test_images": test.n_images,
+        "test_class_accuracy": by_class,
     }

@@ -1,27 +1,54 @@
 """From an image source to what the loop eats: all images as one uint8 tensor, where the model is.
 
 A small data set is decoded once; every epoch then costs an index and the augmentation of a batch.
+`stream` has the other way, for data sets that memory does not hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polysem.data.dataset import ImageData
 from polysem.errors import DataError
 from polysem.models.transform import Transform
+from polysem.train.order import Part
 
-__all__ = ["LabelledImages", "decode", "epoch_order", "generator_for"]
+__all__ = ["ImageSet", "LabelledImages", "class_names", "decode", "decoded_bytes"]
 
 MEMORY_LIMIT = 8 * 2**30
-"""Bytes of decoded images beyond which a data set is refused rather than swap the machine dead."""
+"""Bytes of decoded images that training keeps in memory; a larger data set is streamed."""
 
 _CHUNK = 512
+
+
+class ImageSet(Protocol):
+    """Labelled images, wherever they are kept."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image, int64 [image], on the device."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+
+    @property
+    def name(self) -> str:
+        """The spec of the data."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The content hash of the data."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, parts: Iterable[Part]) -> Iterator[Tensor]:
+        """Yield the pixels of each part, uint8 [image, channel, y, x], on the device."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,11 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batches(self, parts: Iterable[Part]) -> Iterator[Tensor]:
+        """Yield the pixels of each part, uint8 [image, channel, y, x]."""
+        for part in parts:
+            yield self.pixels[part.indices.to(self.pixels.device)]
 
 
 def decode(
@@ -73,48 +105,47 @@ def decode(
     ImageError
         If an image cannot be read.
     """
-    n_images = len(data)
-    if data.labels is None:
-        raise DataError(f"{data.name} has no labels, so there is nothing to learn from it")
-    if not n_images:
-        raise DataError(f"{data.name} has no images")
-    n_bytes = n_images * 3 * transform.size[0] * transform.size[1]
+    classes = class_names(data)
+    n_images, n_bytes = len(data), decoded_bytes(data, transform)
     if n_bytes > MEMORY_LIMIT:
         raise DataError(
             f"{data.name} would take {n_bytes / 2**30:.1f} GiB decoded, more than the "
-            f"{MEMORY_LIMIT / 2**30:.0f} GiB that training keeps in memory; "
-            "set data.train_limit or data.test_limit"
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB that training keeps in memory; leave data.stream out, "
+            "or set data.train_limit or data.test_limit"
         )
     pixels = torch.empty((n_images, 3, *transform.size), dtype=torch.uint8)
     for start in range(0, n_images, _CHUNK):
         stop = min(start + _CHUNK, n_images)
         pixels[start:stop] = _read(data, transform, start, stop)
         report(stop, n_images)
-    n_classes = int(data.labels.max()) + 1
     return LabelledImages(
         pixels=pixels.to(device),
         labels=torch.as_tensor(data.labels, dtype=torch.int64).to(device),
-        classes=data.classes or tuple(map(str, range(n_classes))),
+        classes=classes,
         name=data.name,
         fingerprint=data.fingerprint,
     )
 
 
+def decoded_bytes(data: ImageData, transform: Transform) -> int:
+    """Return how much memory the images take at the model's size."""
+    return len(data) * 3 * transform.size[0] * transform.size[1]
+
+
+def class_names(data: ImageData) -> tuple[str, ...]:
+    """Return the names of the classes, numbers where they have none.
+
+    Raises
+    ------
+    DataError
+        If there are no images or labels.
+    """
+    if data.labels is None:
+        raise DataError(f"{data.name} has no labels, so there is nothing to learn from it")
+    if not len(data):
+        raise DataError(f"{data.name} has no images")
+    return data.classes or tuple(map(str, range(int(data.labels.max()) + 1)))
+
+
 def _read(data: ImageData, transform: Transform, start: int, stop: int) -> Tensor:
     return torch.stack([transform(data.read(number)) for number in range(start, stop)])
-
-
-def epoch_order(seed: int, epoch: int, n_images: int) -> Tensor:
-    """Return the order in which epoch number `epoch` shows the images: [image], on the CPU.
-
-    A function of its arguments alone, so that a resumed training needs no state of the data.
-    """
-    return torch.randperm(n_images, generator=generator_for(seed, "order", epoch))
-
-
-def generator_for(seed: int, purpose: str, number: int) -> torch.Generator:
-    """Return a fresh CPU generator for one purpose ("order", …) and one epoch or step."""
-    words = np.random.SeedSequence([seed, number, *purpose.encode()]).generate_state(2)
-    generator = torch.Generator()
-    generator.manual_seed(int(words[0]) << 31 ^ int(words[1]))
-    return generator

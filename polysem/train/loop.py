@@ -4,9 +4,11 @@
 
     OUT/recipe.yaml        what was followed
     OUT/log.jsonl          one line an epoch
+    OUT/curves.png         the same, drawn
     OUT/snapshots/         weights on the way, from untrained to trained
     OUT/state.pt           where an interrupted training goes on; gone when it has finished
     OUT/model.safetensors  the trained model, for `load_model`
+    OUT/average.safetensors  the moving average of its weights, where the recipe asks for one
     OUT/README.md          its model card
 """
 
@@ -14,26 +16,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from polysem.device import choose_device
 from polysem.errors import NonFiniteError
 from polysem.interrupt import interrupt_flag
 from polysem.models.checkpoint import read_checkpoint
-from polysem.train.augment import augment
-from polysem.train.evaluate import autocast, evaluate
-from polysem.train.finish import TrainResult, finish, save_weights
-from polysem.train.images import generator_for
+from polysem.train.finish import TrainResult, evaluate_job, finish, save_weights
 from polysem.train.outputs import Outputs
 from polysem.train.prepare import Job, prepare, settings
+from polysem.train.processes import processes
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import log_spaced_steps
+from polysem.train.start import with_start
 from polysem.train.state import Progressed, check_same_training, load_state, save_state
+from polysem.train.step import Showing, shown, take_step
 from polysem.train.tally import Tally
 
 __all__ = ["Progress", "TrainResult", "train"]
@@ -77,7 +79,9 @@ def train(
 
     The same recipe gives the same weights, to the bit, on the same machine with the same number of
     threads (on a GPU: as far as its kernels allow), interrupted and resumed or not. Ctrl-C is
-    heeded between two steps, when the state to resume from has been written.
+    heeded between two steps, when the state to resume from has been written. Of several processes
+    (``accelerate launch``) all call this; each shows its part of every batch, the first one
+    writes, and a training that is stopped goes on from the last state, with as many.
 
     Parameters
     ----------
@@ -116,18 +120,19 @@ def train(
     """
     outputs = Outputs(Path(out).expanduser())
     outputs.check(resume=resume, overwrite=overwrite)
+    recipe = with_start(recipe)
     if resume and not outputs.state.exists():
         return _finished_before(outputs, recipe)
     clock = _Clock()
-    with settings(recipe.threads):
+    with settings(recipe.threads), processes(device) as group:
+        told = on_progress if group.first else lambda progress: None
         job = prepare(
-            recipe,
-            choose_device(device),
-            report=lambda spec, done, total: on_progress(Progress(spec, done, total)),
+            recipe, group, report=lambda spec, done, total: told(Progress(spec, done, total))
         )
+        group.wait()  # until all have looked at the folder as it was
         progressed = _resume(job, outputs) if resume else _start(job, outputs)
         clock.add(progressed)
-        last = _run(job, outputs, progressed, clock, on_progress)
+        last = _run(job, outputs, progressed, clock, told)
         return finish(job, outputs, progressed, last, command=command)
 
 
@@ -138,27 +143,39 @@ def _finished_before(outputs: Outputs, recipe: Recipe) -> TrainResult:
 
 
 def _start(job: Job, outputs: Outputs) -> Progressed:
-    outputs.start(job.recipe)
+    if job.group.first:
+        outputs.start(job.recipe)
     progressed = Progressed()
     _save_state(job, outputs, progressed)
     return progressed
 
 
 def _resume(job: Job, outputs: Outputs) -> Progressed:
-    state = load_state(outputs.state, job.recipe, job.train.fingerprint)
+    group = job.group
+    state = load_state(outputs.state, job.recipe, job.train.fingerprint, n_processes=group.count)
     job.model.load_state_dict(state.model)
     job.optimiser.load_state_dict(state.optimiser)
-    torch.set_rng_state(state.cpu_rng)
-    if state.cuda_rng is not None:
-        torch.cuda.set_rng_state(state.cuda_rng)
+    if job.average is not None and state.average is not None:
+        job.average.module.load_state_dict(state.average)
+    torch.set_rng_state(state.cpu_rngs[group.number])
+    if state.cuda_rngs:
+        torch.cuda.set_rng_state(state.cuda_rngs[group.number], group.device)
     progressed = Progressed(**state.progressed)
-    outputs.rewind_log(progressed.step)
+    if group.first:
+        outputs.rewind_log(progressed.step)
     return progressed
 
 
 def _save_state(job: Job, outputs: Outputs, progressed: Progressed) -> None:
     save_state(
-        outputs.state, job.recipe, job.train.fingerprint, job.model, job.optimiser, progressed
+        outputs.state,
+        job.recipe,
+        job.train.fingerprint,
+        job.model,
+        job.optimiser,
+        progressed,
+        average=None if job.average is None else job.average.module,
+        group=job.group,
     )
 
 
@@ -186,15 +203,18 @@ def _run(
 ) -> Mapping[str, Any]:
     """Take all steps that are left; return the last line of the log."""
     record: Mapping[str, Any] = {}
-    saved_at = progressed.step
+    saved_at, lr = progressed.step, math.nan
     snapshots = log_spaced_steps(job.total_steps, job.recipe.snapshots)
     if progressed.step == 0 and 0 in snapshots:
         save_weights(job, outputs.snapshot(0), step=0)
-    tally = Tally(read_every=1 if job.train.labels.device.type == "cpu" else 20)
+    alone = job.group.count == 1
+    tally = Tally(read_every=1 if alone and job.group.device.type == "cpu" else 20, group=job.group)
+    # With several processes Ctrl-C reaches them at different steps: they end as if killed.
+    watched = interrupt_flag() if alone else nullcontext(lambda: False)
     try:
-        with interrupt_flag() as interrupted:
+        with watched as interrupted, closing(shown(job, progressed.step)) as showings:
             while progressed.step < job.total_steps:
-                lr = _step(job, progressed, tally)
+                lr = _step(job, showings, progressed, tally)
                 step = progressed.step
                 ends_epoch = step % job.epoch_steps == 0 or step == job.total_steps
                 saves = step % job.recipe.checkpoint_every == 0 or interrupted()
@@ -216,44 +236,35 @@ def _run(
                         f"resume the training in {outputs.folder} to go on from there"
                     )
     except NonFiniteError as error:
+        rate = "" if "learning rate" in str(error) else f", at the learning rate {lr:.3g}"
         raise NonFiniteError(
-            f"{error}; the last good state, after step {saved_at}, is kept in {outputs.state}. "
-            "Lower optimiser.lr or set optimiser.clip, and start anew"
+            f"{error}{rate}; the last good state, after step {saved_at}, is kept in "
+            f"{outputs.state}. Lower optimiser.lr or set optimiser.clip, and start anew"
         ) from None
     return record or outputs.last_record()
 
 
-def _step(job: Job, progressed: Progressed, tally: Tally) -> float:
+def _step(
+    job: Job, showings: Iterator[list[Showing]], progressed: Progressed, tally: Tally
+) -> float:
     """Show one batch and change the weights once; return the learning rate it was done with."""
-    recipe, step = job.recipe, progressed.step
-    epoch, place = divmod(step, job.epoch_steps)
     began = time.perf_counter()
-    order = tally.order(recipe.seed, epoch, len(job.train))
-    chosen = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
-    chosen = chosen.to(job.train.labels.device)
-    images = augment(
-        job.train.pixels[chosen], recipe.augment, generator_for(recipe.seed, "augment", step)
-    )
-    labels = job.train.labels[chosen]
-    job.schedule.step_update(step)
-    lr = float(job.optimiser.param_groups[0]["lr"])
-    with autocast(images.device, recipe.precision):
-        logits = job.model(job.transform.normalize(images))
-    loss = job.loss(logits, labels, training=True)
-    job.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    job.clip()
-    job.optimiser.step()
-    tally.add(step, lr, loss.detach(), (logits.detach().argmax(1) == labels).sum(), len(labels))
+    showing = next(showings)
+    stepped = take_step(job, showing)
+    tally.add(progressed.step, stepped, showing[0][0].total)
     progressed.step += 1
     progressed.train_s += time.perf_counter() - began
-    return lr
+    return stepped.lr
 
 
 def _end_epoch(
     job: Job, outputs: Outputs, progressed: Progressed, clock: _Clock, lr: float
 ) -> Mapping[str, Any]:
-    test = evaluate(job.model, job.test, job.transform, job.loss, precision=job.recipe.precision)
+    try:
+        test = evaluate_job(job, job.model)
+        average = None if job.average is None else evaluate_job(job, job.average.module)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} after step {progressed.step}") from None
     clock.add(progressed)
     record = {
         "step": progressed.step,
@@ -263,10 +274,14 @@ def _end_epoch(
         "train_accuracy": progressed.n_correct / progressed.n_seen,
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
+        "test_balanced_accuracy": test.balanced_accuracy,
+        "test_calibration_error": test.calibration_error,
+        **({} if average is None else {"average_test_accuracy": average.accuracy}),
         "images_per_s": progressed.n_seen / progressed.train_s,
         "cpu_s": progressed.cpu_s,
         "wall_s": progressed.wall_s,
     }
-    outputs.add_to_log(record)
+    if job.group.first:
+        outputs.add_to_log(record)
     progressed.next_epoch()
     return record

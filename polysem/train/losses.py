@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["LOSSES", "Loss", "bce", "cross_entropy"]
+__all__ = ["LOSSES", "Loss", "bce", "confidence", "cross_entropy"]
 
 
 class Loss(Protocol):
@@ -22,7 +22,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, training: bool) -> Tensor:
     Parameters
     ----------
     logits : Tensor [image, class]
-    labels : int Tensor [image]
+    labels : int Tensor [image], or float Tensor [image, class]
+        Of mixed images: the share of each class.
     """
     del training
     return F.cross_entropy(logits.float(), labels)
@@ -37,17 +38,30 @@ def bce(logits: Tensor, labels: Tensor, *, training: bool) -> Tensor:
     Parameters
     ----------
     logits : Tensor [image, class]
-    labels : int Tensor [image]
+    labels : int Tensor [image], or float Tensor [image, class]
+        Of mixed images: the share of each class, which is clamped in the same way.
 
     References
     ----------
     B-cos Networks v2 (arXiv 2306.10898); targets clamped from below as in its released code.
     """
     n_classes = logits.shape[1]
-    target = F.one_hot(labels, n_classes).to(logits.device).float()
+    target = labels if labels.is_floating_point() else F.one_hot(labels, n_classes)
+    target = target.to(logits.device).float()
     if training:
         target = target.clamp(min=1 / n_classes)
     return F.binary_cross_entropy_with_logits(logits.float(), target)
 
 
 LOSSES: dict[Literal["cross_entropy", "bce"], Loss] = {"cross_entropy": cross_entropy, "bce": bce}
+
+
+def confidence(logits: Tensor, loss: Loss) -> Tensor:
+    """Return the probability [image] that a model gives to the class it chooses.
+
+    Of a model trained with `bce` each logit is a yes or no of its own, so this is σ(logit); of
+    all others it is a share of softmax.
+    """
+    wide = logits.float()
+    given = wide.sigmoid() if loss is bce else wide.softmax(1)
+    return given.amax(1)

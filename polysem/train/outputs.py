@@ -25,15 +25,17 @@ class Outputs:
 
     Attributes
     ----------
-    recipe, log, state, model, card : Path
+    recipe, log, curves, state, model, average, card : Path
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.recipe = folder / "recipe.yaml"
         self.log = folder / "log.jsonl"
+        self.curves = folder / "curves.png"
         self.state = folder / "state.pt"
         self.model = folder / "model.safetensors"
+        self.average = folder / "average.safetensors"
         self.card = folder / "README.md"
 
     def snapshot(self, step: int) -> Path:
@@ -73,7 +75,8 @@ class Outputs:
 
     def start(self, recipe: Recipe) -> None:
         """Make the folder, clear what an earlier training wrote there, and note the recipe."""
-        for old in (self.state, self.model, self.log, self.card, *self._snapshots()):
+        files = (self.state, self.model, self.average, self.log, self.curves, self.card)
+        for old in (*files, *self._snapshots()):
             old.unlink(missing_ok=True)
         text = yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True)
         self.write_text(self.recipe, text)
@@ -86,11 +89,13 @@ class Outputs:
         with self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(record, allow_nan=False) + "\n")
 
+    def records(self) -> list[Mapping[str, Any]]:
+        """Return the lines of the log, of the epochs that have ended."""
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+
     def last_record(self) -> Mapping[str, Any]:
         """Return the last line of the log, of the epoch that ended last."""
-        lines = self.log.read_text(encoding="utf-8").splitlines()
-        record: dict[str, Any] = json.loads(lines[-1])
-        return record
+        return self.records()[-1]
 
     def rewind_log(self, step: int) -> None:
         """Drop the lines of epochs that ended after `step`; a resumed training repeats them."""

@@ -6,26 +6,35 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from polysem.data.dataset import ImageData
 from polysem.data.sources import load_data
 from polysem.errors import DataError, RecipeError, SpecError
-from polysem.models.registry import evaluation_transform, require_known
+from polysem.models.registry import require_known
 from polysem.models.transform import Transform
 from polysem.train.build import (
     build_model,
+    choose_average,
     choose_clip,
     choose_loss,
+    choose_memory_format,
     choose_optimiser,
+    follow_steps,
+    give_strengths_a_rate,
+    with_methods,
 )
-from polysem.train.images import LabelledImages, decode
+from polysem.train.hold import hold
+from polysem.train.images import ImageSet
 from polysem.train.losses import Loss
+from polysem.train.order import generator_for
+from polysem.train.processes import Processes
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import cosine_schedule
+from polysem.train.start import check_conversion, start_weights, with_start
 
 __all__ = ["Job", "prepare", "settings"]
 
@@ -39,40 +48,51 @@ class Job:
     recipe : Recipe
     model : nn.Module
         Untrained, on the device, in training mode.
+    network : nn.Module
+        The same weights as the loop calls them: compiled, shared between processes.
+    average : ModelEmaV3 or None
+        timm's moving average of the weights.
+    memory_format : torch.memory_format
+        How the network takes images; channels last for CNNs on a GPU.
     transform : Transform
         What the model does to its images.
     loss : Loss
     optimiser : Optimizer
-    schedule : timm Scheduler
+    follow : callable
+        Called with the number of each step before it; sets what changes by step.
     clip : callable
         Applied between backward pass and step.
-    train, test : LabelledImages
+    train, test : ImageSet
     epoch_steps, total_steps : int
         Steps per epoch and in all.
+    group : Processes
+        Who trains together.
     """
 
     recipe: Recipe
     model: nn.Module
+    network: nn.Module
+    average: ModelEmaV3 | None
+    memory_format: torch.memory_format
     transform: Transform
     loss: Loss
     optimiser: torch.optim.Optimizer
-    schedule: Any
+    follow: Callable[[int], None]
     clip: Callable[[], object]
-    train: LabelledImages
-    test: LabelledImages
+    train: ImageSet
+    test: ImageSet
     epoch_steps: int
     total_steps: int
+    group: Processes
 
 
-def prepare(
-    recipe: Recipe, device: torch.device, *, report: Callable[[str, int, int], None]
-) -> Job:
+def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int], None]) -> Job:
     """Check that everything fits together, then read the images and build the model.
 
     Parameters
     ----------
     recipe : Recipe
-    device : torch.device
+    group : Processes
     report : callable
         Called as ``report(spec, images read, images in all)`` while images are read.
 
@@ -83,43 +103,71 @@ def prepare(
     DataError
         If the data has no labels, or its two parts have different classes.
     """
+    recipe = with_start(recipe)
     _known_model(recipe)
+    network = with_methods(recipe)
     train = load_data(recipe.data.train, limit=recipe.data.train_limit)
     test = load_data(recipe.data.test, limit=recipe.data.test_limit)
     n_classes = _n_classes(train, test)
     epoch_steps, total_steps = _lengths(recipe, len(train))
+    _check_parts(recipe, len(train), group.count)
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, n_classes=n_classes)
-    transform = evaluation_transform(model)
-    model.to(device).train()
+    model = build_model(network, n_classes=n_classes)
+    check_conversion(recipe, model, total_steps)
+    transform = start_weights(recipe, model)
+    memory_format = choose_memory_format(model, group.device)
+    model.to(group.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     optimiser = choose_optimiser(recipe.optimiser, model)
-
-    def read(data: ImageData) -> LabelledImages:
-        return decode(
-            data,
-            transform,
-            device=device,
-            report=lambda done, total: report(data.name, done, total),
-        )
-
-    return Job(
+    give_strengths_a_rate(optimiser, model, recipe.attention.lr if recipe.attention else None)
+    schedule = cosine_schedule(
+        optimiser,
+        total_steps=total_steps,
+        warmup_steps=recipe.schedule.warmup_steps,
+        final_lr=recipe.schedule.final_lr,
+    )
+    learned = hold(train, transform, recipe, group, report=report, training=True)
+    tested = hold(test, transform, recipe, group, report=report, training=False)
+    average = choose_average(recipe, model)
+    job = Job(
         recipe=recipe,
         model=model,
+        network=group.share(_compiled(model) if recipe.compile else model),
+        average=average,
+        memory_format=memory_format,
         transform=transform,
         loss=choose_loss(recipe, model),
         optimiser=optimiser,
-        schedule=cosine_schedule(
-            optimiser,
-            total_steps=total_steps,
-            warmup_steps=recipe.schedule.warmup_steps,
-            final_lr=recipe.schedule.final_lr,
-        ),
+        follow=follow_steps(recipe, model, schedule, total_steps=total_steps, average=average),
         clip=choose_clip(recipe.optimiser.clip, model),
-        train=read(train),
-        test=read(test),
+        train=learned,
+        test=tested,
         epoch_steps=epoch_steps,
         total_steps=total_steps,
+        group=group,
     )
+    if group.number:  # what dropout leaves out differs from process to process
+        torch.manual_seed(generator_for(recipe.seed, "process", group.number).initial_seed())
+    return job
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    return compiled
+
+
+def _check_parts(recipe: Recipe, n_images: int, n_processes: int) -> None:
+    """Refuse steps that do not divide into what each process shows at a time."""
+    n_parts, n_shown = n_processes * recipe.accumulate, min(recipe.batch_size, n_images)
+    if n_parts > n_shown:
+        raise RecipeError(
+            f"a step of {n_shown} images does not divide into {n_parts} parts ({n_processes} "
+            f"processes, accumulate {recipe.accumulate}); raise batch_size or lower accumulate"
+        )
+    if recipe.augment.mixup and n_shown % (2 * n_parts):
+        raise RecipeError(
+            f"augment.mixup mixes pairs: a step's {n_shown} images must divide by {2 * n_parts} "
+            f"(2 × {n_processes} processes × accumulate {recipe.accumulate}); change batch_size"
+        )
 
 
 def _known_model(recipe: Recipe) -> None:

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polysem.errors import MissingError, RecipeError, did_you_mean
+from polysem.train.inputs import Augment, Data, RandAugment
+from polysem.train.methods import Attention, DropHead, Dropout, PatchDropout
+from polysem.train.section import BelowOne as _BelowOne
+from polysem.train.section import Count as _Count
+from polysem.train.section import CountOrZero as _CountOrZero
+from polysem.train.section import Positive as _Positive
+from polysem.train.section import PositiveOrZero as _PositiveOrZero
+from polysem.train.section import Section as _Section
 
 __all__ = [
     "Augment",
@@ -21,6 +29,7 @@ __all__ = [
     "Data",
     "Model",
     "Optimiser",
+    "RandAugment",
     "Recipe",
     "Schedule",
     "load_recipe",
@@ -29,38 +38,23 @@ __all__ = [
 ]
 
 
-def _not_a_boolean(value: Any) -> Any:
-    # pydantic reads true as 1, which in a recipe is always a slip.
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-_Count = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=1)]
-_CountOrZero = Annotated[int, BeforeValidator(_not_a_boolean), Field(ge=0)]
-_Positive = Annotated[float, BeforeValidator(_not_a_boolean), Field(gt=0)]
-_PositiveOrZero = Annotated[float, BeforeValidator(_not_a_boolean), Field(ge=0)]
-_BelowOne = Annotated[float, BeforeValidator(_not_a_boolean), Field(ge=0, lt=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class Model(_Section):
-    """The network: a name from timm's registry (polysem's included) and its arguments."""
+    """The network: a name from timm's registry (polysem's included) and its arguments.
 
-    name: str
-    args: dict[str, Any] = {}
+    With `weights`, a checkpoint, training starts from that instead of from random weights; one of
+    polysem's own says name and arguments itself. `sha256` pins what is in it.
+    """
 
+    name: str = ""
+    args: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+    sha256: str | None = None
 
-class Data(_Section):
-    """What it learns from and what it is tested on: two data specs."""
-
-    train: str
-    test: str
-    train_limit: _Count | None = None
-    test_limit: _Count | None = None
+    @model_validator(mode="after")
+    def _something(self) -> Model:
+        if not self.name and self.weights is None:
+            raise ValueError("give name, a model of timm's registry, or weights, a checkpoint")
+        return self
 
 
 class Clip(_Section):
@@ -77,36 +71,43 @@ class Clip(_Section):
 
 
 class Optimiser(_Section):
-    """Update rule and its peak learning rate; one-dimensional parameters are never decayed."""
+    """Update rule and its peak learning rate; one-dimensional parameters are never decayed.
 
-    name: Literal["adamw", "adam", "muon"] = "adamw"
+    Lion's steps are of one size for every weight: it takes a rate 3 to 10 times lower than
+    AdamW's and a decay as many times higher; its betas are (0.9, 0.99) unless given.
+    """
+
+    name: Literal["adamw", "adam", "lion", "muon"] = "adamw"
     lr: _Positive
     weight_decay: _PositiveOrZero = 0.0
     betas: tuple[_BelowOne, _BelowOne] = (0.9, 0.999)
     clip: Clip = Clip()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_of_lion(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("name") == "lion":
+            return {"betas": (0.9, 0.99), **given}
+        return given
+
 
 class Schedule(_Section):
-    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine."""
+    """How long: epochs or steps; the rate climbs for `warmup_steps`, then falls as a cosine.
+
+    A B-cosified model is converted over `conversion_steps`, or at once.
+    """
 
     epochs: _Count | None = None
     steps: _Count | None = None
     warmup_steps: _CountOrZero = 0
     final_lr: _PositiveOrZero = 0.0
+    conversion_steps: _CountOrZero = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Schedule:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
-
-
-class Augment(_Section):
-    """Random changes of the training images that leave their class as it is."""
-
-    flip: bool = False
-    turn: bool = False
-    crop_padding: _CountOrZero = 0
 
 
 class Recipe(_Section):
@@ -116,17 +117,30 @@ class Recipe(_Section):
     ----------
     model, data, optimiser, schedule, augment : section
         See the class of each.
+    attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout, center_norm, \
+    post_norm, weighted_residual, spectral_init
+        Methods that live in the model, see `polysem.train.methods`; off by default.
     loss : str
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
         B-cos models, cross-entropy for all others.
     batch_size : int
-        Images per step.
+        Images per step, over all processes.
+    accumulate : int
+        In how many parts each process takes its share of a step's images, one after the other, to
+        save memory; the step is the same.
+    ema : float or None
+        Decay of the moving average of the weights, which is tested and saved beside them.
     seed : int
         Decides initial weights, order of images and augmentation.
     precision : str
         ``fp32``, or ``bf16`` for autocast.
+    compile : bool
+        Whether torch compiles the network.
     threads : int, optional
         CPU threads; None leaves torch's own choice.
+    workers : int, optional
+        Processes that read images where these are streamed; None takes one for each core but
+        one, 8 at most, shared between the training's processes.
     snapshots : int
         How many moments of the training to keep, from untrained to trained, spaced evenly in
         log(step); 0 keeps none.
@@ -143,19 +157,49 @@ class Recipe(_Section):
     optimiser: Optimiser
     schedule: Schedule
     augment: Augment = Augment()
+    attention: Attention | None = None
+    feat_scale: bool = False
+    drop_head: DropHead | None = None
+    dropout: Dropout | None = None
+    spatial_dropout: _BelowOne = 0.0
+    patch_dropout: PatchDropout | None = None
+    center_norm: bool = False
+    post_norm: bool = False
+    weighted_residual: bool = False
+    spectral_init: bool = False
     loss: Literal["auto", "cross_entropy", "bce"] = "auto"
     batch_size: _Count = 128
+    accumulate: _Count = 1
+    ema: _BelowOne | None = None
     seed: _CountOrZero = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     threads: _Count | None = None
+    workers: _CountOrZero | None = None
     snapshots: _CountOrZero = 10
     checkpoint_every: _Count = 500
     save_as: Literal["float32", "float16"] = "float32"
     notes: str = ""
 
+    @model_validator(mode="after")
+    def _crops_need_pictures(self) -> Recipe:
+        if self.augment.resized_crop is not None and self.data.stream is False:
+            raise ValueError(
+                "augment.resized_crop cuts from whole pictures, which are streamed: data.stream "
+                "must be true or left out"
+            )
+        return self
 
-def load_recipe(path: str | Path) -> Recipe:
+
+def load_recipe(path: str | Path, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe from a YAML file.
+
+    Parameters
+    ----------
+    path : path
+    changes : mapping, optional
+        Values to put in place of the file's, by the full name of their key:
+        ``{"data.train": "data/cifar10/train.parquet", "seed": 3}``.
 
     Raises
     ------
@@ -176,7 +220,16 @@ def load_recipe(path: str | Path) -> Recipe:
         data = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_recipe(data, where=str(path))
+    return parse_recipe(_changed(data, changes or {}), where=str(path))
+
+
+def _changed(data: Any, changes: Mapping[str, Any]) -> Any:
+    """Return the data with each value put at its place; sections on the way are made."""
+    for name, value in changes.items():
+        section, dot, rest = name.partition(".")
+        inside = data if isinstance(data, Mapping) else {}
+        data = {**inside, section: _changed(inside.get(section), {rest: value}) if dot else value}
+    return data
 
 
 def parse_recipe(data: object, *, where: str = "recipe") -> Recipe:
@@ -199,7 +252,7 @@ def parse_recipe(data: object, *, where: str = "recipe") -> Recipe:
     >>> parse_recipe({"model": {"nme": "vit_micro_patch8_gap_64"}})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    polysem.errors.RecipeError: recipe: the key 'model.name' is missing...
+    polysem.errors.RecipeError: recipe: unknown key 'model.nme'; did you mean 'name'?...
     """
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where} holds no keys; expected {_allowed(Recipe)}")
@@ -242,10 +295,15 @@ def _sentence(fault: Any) -> str:
 def _section(path: list[str]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for name in path:
-        inner = section.model_fields[name].annotation if name in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        said = section.model_fields[name].annotation if name in section.model_fields else None
+        inner = [
+            kind
+            for kind in (said, *get_args(said))  # a section that may be left out is a union
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not inner:
             break
-        section = inner
+        section = inner[0]
     return section
 
 

@@ -13,7 +13,7 @@ _torchvision.repair()
 
 from timm.scheduler import CosineLRScheduler  # noqa: E402
 
-__all__ = ["WARMUP_START", "cosine_schedule", "log_spaced_steps"]
+__all__ = ["WARMUP_START", "cosine_schedule", "drop_head_rate", "log_spaced_steps"]
 
 WARMUP_START = 0.01
 """Where the warm-up begins, as a part of the peak learning rate (B-cos ViTs: 1 %)."""
@@ -50,6 +50,22 @@ def cosine_schedule(
     )
     schedule.step_update(0)
     return schedule
+
+
+def drop_head_rate(
+    step: int, *, total_steps: int, warmup_steps: int, start: float, end: float
+) -> float:
+    """Return the rate at which heads are left out in step number `step` (counted from 0).
+
+    The V of Scheduled DropHead (arXiv 2004.13342): from `start` straight down to 0 when the
+    warm-up of the learning rate ends, then straight up to `end` at step `total_steps`.
+
+    >>> [drop_head_rate(t, total_steps=8, warmup_steps=4, start=0.2, end=0.4) for t in (0, 4, 6)]
+    [0.2, 0.0, 0.2]
+    """
+    if step < warmup_steps:
+        return start * (1 - step / warmup_steps)
+    return end * (step - warmup_steps) / max(total_steps - warmup_steps, 1)
 
 
 def log_spaced_steps(total_steps: int, count: int) -> tuple[int, ...]:

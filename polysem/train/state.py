@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polysem.errors import CheckpointError, NonFiniteError, RunError
+from polysem.train.processes import Processes
 from polysem.train.recipe import Recipe, recipe_to_dict
 
 __all__ = [
@@ -29,9 +30,12 @@ __all__ = [
     "save_state",
 ]
 
-_VERSION = 1
-_FREE = ("threads", "checkpoint_every", "notes")
+_VERSION = 2
+_FREE = ("threads", "workers", "checkpoint_every", "notes")
 """Recipe keys that may change between an interruption and the resumption."""
+_DAMAGE = (
+    OSError, RuntimeError, EOFError, TypeError, KeyError, ValueError, pickle.UnpicklingError
+)  # fmt: skip
 
 
 @dataclass
@@ -79,8 +83,10 @@ class State:
         Their state dicts.
     progressed : dict
         The fields of `Progressed`.
-    cpu_rng, cuda_rng : uint8 Tensor
-        torch's generators, which dropout draws from; None where no GPU was used.
+    average : dict or None
+        State dict of the moving average of the weights, where there is one.
+    cpu_rngs, cuda_rngs : list of uint8 Tensor
+        torch's generators, which dropout draws from, of each process; none where no GPU was used.
     version : int
         Of this layout.
     """
@@ -90,8 +96,9 @@ class State:
     model: dict[str, Tensor]
     optimiser: dict[str, Any]
     progressed: dict[str, Any]
-    cpu_rng: Tensor
-    cuda_rng: Tensor | None = None
+    average: dict[str, Tensor] | None
+    cpu_rngs: list[Tensor]
+    cuda_rngs: list[Tensor]
     version: int = _VERSION
 
 
@@ -109,8 +116,13 @@ def save_state(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     progressed: Progressed,
+    *,
+    average: nn.Module | None,
+    group: Processes,
 ) -> None:
     """Write all that a training needs to go on; the file before stays until this one is whole.
+
+    All processes of the group call it, and the first one writes.
 
     Raises
     ------
@@ -121,14 +133,19 @@ def save_state(
     """
     check_weights(model, progressed.step)
     on_gpu = next(model.parameters()).is_cuda
+    cpu_rngs = group.collect(torch.get_rng_state())
+    cuda_rngs = group.collect(torch.cuda.get_rng_state(group.device)) if on_gpu else []
+    if not group.first:
+        return
     state = State(
         recipe=recipe_to_dict(recipe),
         fingerprint=fingerprint,
         model=model.state_dict(),
         optimiser=optimiser.state_dict(),
         progressed=vars(progressed),
-        cpu_rng=torch.get_rng_state(),
-        cuda_rng=torch.cuda.get_rng_state() if on_gpu else None,
+        average=None if average is None else average.state_dict(),
+        cpu_rngs=cpu_rngs,
+        cuda_rngs=cuda_rngs,
     )
     buffer = io.BytesIO()  # so that a full disk shows as OSError, not as torch's own error
     torch.save(vars(state), buffer)
@@ -142,7 +159,7 @@ def save_state(
         part.unlink(missing_ok=True)
 
 
-def load_state(path: Path, recipe: Recipe, fingerprint: str) -> State:
+def load_state(path: Path, recipe: Recipe, fingerprint: str, *, n_processes: int = 1) -> State:
     """Read a state and check that it belongs to this recipe and this data.
 
     Raises
@@ -150,21 +167,28 @@ def load_state(path: Path, recipe: Recipe, fingerprint: str) -> State:
     CheckpointError
         If the file is damaged or was not written by `save_state`.
     RunError
-        If it belongs to another recipe or other data.
+        If it belongs to another recipe, other data or another number of processes.
     """
     try:
-        state = State(**torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, TypeError, ValueError, pickle.UnpicklingError):
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        known = kept["version"] == _VERSION
+        state = State(**kept) if known else None
+    except _DAMAGE:
         raise CheckpointError(
             f"{path} is damaged, so this training cannot be resumed; start it anew"
         ) from None
-    if state.version != _VERSION:
+    if state is None:
         raise CheckpointError(f"{path} was written by another version of polysem; start anew")
     check_same_training(state.recipe, recipe, path)
     if state.fingerprint != fingerprint:
         raise RunError(
             f"the training data {recipe.data.train} has changed since {path} was written; "
             "start the training anew"
+        )
+    if len(state.cpu_rngs) != n_processes:
+        raise RunError(
+            f"{path} was written by {len(state.cpu_rngs)} processes, and this training has "
+            f"{n_processes}; resume it with as many"
         )
     return state
 

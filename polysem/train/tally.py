@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from polysem.errors import NonFiniteError
-from polysem.train.images import epoch_order
+from polysem.train.processes import Processes
 from polysem.train.state import Progressed
+from polysem.train.step import Stepped
 
 __all__ = ["Tally"]
 
@@ -19,24 +19,17 @@ __all__ = ["Tally"]
 class Tally:
     """Losses and hits of the last steps, read from the device only now and then.
 
-    Reading makes the host wait for a GPU, hence `read_every` steps. Also holds the order of the
-    images of the running epoch.
+    Reading makes the host wait for a GPU and for other processes, hence `read_every` steps.
     """
 
     read_every: int
+    group: Processes
     loss: float = math.nan
-    _waiting: list[tuple[int, float, Tensor, Tensor, int]] = field(default_factory=list)
-    _order: tuple[int, Tensor] | None = None
+    _waiting: list[tuple[int, Stepped, int]] = field(default_factory=list)
 
-    def order(self, seed: int, epoch: int, n_images: int) -> Tensor:
-        """Return the order of the images in this epoch."""
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(seed, epoch, n_images))
-        return self._order[1]
-
-    def add(self, step: int, lr: float, loss: Tensor, n_correct: Tensor, n_images: int) -> None:
-        """Note what a step gave, without reading it."""
-        self._waiting.append((step, lr, loss, n_correct, n_images))
+    def add(self, step: int, stepped: Stepped, n_images: int) -> None:
+        """Note what a step over so many images (of all processes) gave, without reading it."""
+        self._waiting.append((step, stepped, n_images))
 
     def read(self, progressed: Progressed, *, now: bool) -> None:
         """Add what waits to the sums of this epoch, if it is time.
@@ -48,15 +41,16 @@ class Tally:
         """
         if not self._waiting or (len(self._waiting) < self.read_every and not now):
             return
-        losses = torch.stack([waiting[2].float() for waiting in self._waiting]).tolist()
-        hits = torch.stack([waiting[3] for waiting in self._waiting]).tolist()
         waiting, self._waiting = self._waiting, []
-        for (step, lr, _, _, n_images), loss, n_correct in zip(waiting, losses, hits, strict=True):
+        losses = self.group.sum(torch.stack([given.loss.float() for _, given, _ in waiting]))
+        hits = self.group.sum(torch.stack([given.n_correct for _, given, _ in waiting]))
+        read = zip(waiting, losses.tolist(), hits.tolist(), strict=True)
+        for (step, given, n_images), loss, n_correct in read:
             if not math.isfinite(loss):
                 raise NonFiniteError(
-                    f"the training loss is {loss} at step {step + 1} (learning rate {lr:.3g})"
+                    f"the training loss is {loss} at step {step + 1} (learning rate {given.lr:.3g})"
                 )
             progressed.loss_sum += loss * n_images
             progressed.n_correct += n_correct
             progressed.n_seen += n_images
-        self.loss = losses[-1]
+            self.loss = loss

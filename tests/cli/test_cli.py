@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from shell import polysem as run
 
+from polysem import cli
 from polysem.models.checkpoint import save_checkpoint
 from polysem.models.load import load_model
 
@@ -66,13 +68,20 @@ def test_help_is_there_before_torch() -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for command in ("probe", "show", "train", "demo", "bench"):
+    for command in ("probe", "show", "localise", "sanity", "train", "demo", "bench"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize(
-    "command", [["probe"], ["show"], ["train"], ["demo"], ["bench", "probe"]], ids=" ".join
-)
+def commands() -> list[list[str]]:
+    """Return the words of every command, those of groups included."""
+    found: list[list[str]] = []
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", {})
+        found += [[name, each] for each in inner] or [[name]]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_command_gives_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,6 @@ from polysem.errors import SpecError
 from polysem.models.attention import (
     BcosAttention,
     PositionAttention,
-    PositionBias,
     attention_layer,
 )
 from polysem.models.bcos import BcosLinear, explanation_mode
@@ -43,19 +42,6 @@ def tokens(n: int = 6) -> Tensor:
     return torch.randn(5, n, 8, generator=generator, dtype=torch.float64)
 
 
-def slow_bias(bias: PositionBias, grid: tuple[int, int]) -> Tensor:
-    places = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
-    last_y, last_x = bias.grid[0] - 1, bias.grid[1] - 1
-    out = torch.empty(bias.table.shape[0], len(places), len(places), dtype=bias.table.dtype)
-    for head in range(len(out)):
-        for i, (query_y, query_x) in enumerate(places):
-            for j, (key_y, key_x) in enumerate(places):
-                y = max(-last_y, min(last_y, query_y - key_y))
-                x = max(-last_x, min(last_x, query_x - key_x))
-                out[head, i, j] = bias.table[head, last_y + y, last_x + x]
-    return out.detach()
-
-
 def slow_pattern(layer: PositionAttention, x: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(q·kᵀ/√d_head + bias), from the queries and keys of every image and head."""
     q, k, _ = layer.qkv(x).unflatten(-1, (3, layer.num_heads, layer.head_dim)).unbind(2)
@@ -67,31 +53,6 @@ def slow_pattern(layer: PositionAttention, x: Tensor, mask: Tensor | None) -> Te
     elif mask is not None:
         logits = logits + mask
     return logits.softmax(-1)
-
-
-@pytest.mark.parametrize(
-    ("trained", "grid"),
-    [((2, 3), (2, 3)), ((3, 3), (3, 3)), ((3, 3), (5, 5)), ((2, 3), (4, 4)), ((3, 3), (2, 2))],
-)
-def test_bias_equals_a_slow_loop(trained: tuple[int, int], grid: tuple[int, int]) -> None:
-    bias = PositionBias(2, trained)
-    torch.nn.init.normal_(bias.table)
-    assert torch.equal(bias(grid[0] * grid[1]), slow_bias(bias, grid))
-
-
-def test_bias_learns_at_every_offset_and_keeps_no_index_in_its_state() -> None:
-    bias = PositionBias(2, GRID)
-    assert bias.table.shape == (2, 3, 5) and 0 < bias.table.abs().max() < 0.1
-    bias(6).sum().backward()
-    assert bias.table.grad is not None
-    pairs = torch.tensor([1, 2, 1])[:, None] * torch.tensor([1, 2, 3, 2, 1])
-    assert torch.equal(bias.table.grad, pairs.expand(2, 3, 5).float())
-    assert list(bias.state_dict()) == ["table"]
-
-
-def test_other_numbers_of_patches_are_refused() -> None:
-    with pytest.raises(SpecError, match="10 patches are neither the trained grid"):
-        PositionBias(2, GRID)(10)
 
 
 @pytest.mark.parametrize("base", [PositionAttention, BcosAttention])

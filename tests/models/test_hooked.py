@@ -58,7 +58,8 @@ def test_reading_every_site_leaves_the_output_bit_for_bit_and_no_hook_behind(nam
         ("blocks.1.hook_resid_mid", ["blocks.1", "blocks.1.norm2"]),
         (
             "blocks.1.attn.hook_pattern",
-            [f"blocks.1.attn.{part}" for part in ("qkv", "q_norm", "k_norm", "norm")],
+            ["blocks.1.attn"]
+            + [f"blocks.1.attn.{part}" for part in ("qkv", "q_norm", "k_norm", "norm")],
         ),
     ],
 )

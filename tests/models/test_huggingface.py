@@ -189,3 +189,11 @@ def test_nothing_in_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
     edit(folder, auto_map={"AutoModelForImageClassification": "evil.Model"})
     load_model(folder)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_the_architecture_can_be_built_anew(folder: Path) -> None:
+    loaded = load_model(folder)
+    assert loaded.build is not None
+    fresh, held = loaded.build().state_dict(), loaded.model.state_dict()
+    assert {k: v.shape for k, v in fresh.items()} == {k: v.shape for k, v in held.items()}
+    assert not torch.equal(fresh["blocks.0.attn.qkv.weight"], held["blocks.0.attn.qkv.weight"])

@@ -358,3 +358,19 @@ def test_official_bcos_weights(tmp_path: Path, prefix: str) -> None:
 def test_bare_weights_are_no_official_ones(tmp_path: Path, net: nn.Module) -> None:
     path = saved(tmp_path / "a.pth", net)
     fails(CheckpointError, r"a\.pth: .*no weights of an official", "bcos:resnet18", weights=path)
+
+
+# Building the architecture anew
+
+
+def test_every_loaded_model_can_be_built_anew(tmp_path: Path, net: nn.Module) -> None:
+    loaded = [
+        load_model(f"timm:{ARCH}", num_classes=7),
+        load_model(ours(tmp_path / "ours.safetensors", net)),
+        load_model(saved(tmp_path / "bare.pt", net), arch=ARCH),
+    ]
+    for one in loaded:
+        assert one.build is not None
+        torch.manual_seed(5)
+        again = one.build()  # the same draws as those of `net`
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())

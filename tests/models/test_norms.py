@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from polysem.errors import SpecError
 from polysem.models.bcos import explanation_mode
 from polysem.models.norms import (
     BatchNorm2d,
     BatchNormUncentered2d,
+    CenterNorm,
     GroupNorm1,
     LayerNorm,
     PositionNorm2d,
@@ -140,3 +142,31 @@ def test_centred_batch_norm_is_torch_s_without_bias_and_adds_its_mean() -> None:
     (row,) = torch.autograd.grad(y[0, 1, 2, 3], x)
     torch.testing.assert_close((row * x).sum() + shift[0, 1, 2, 3], y[0, 1, 2, 3])
     assert shift[0, 1, 2, 3].abs() > 0.01
+
+
+def test_center_norm_equals_its_formula() -> None:
+    norm, x = CenterNorm(5).double(), draw(2, 3, 5)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, 0.5, 1.5)  # type: ignore[arg-type]
+    rows = []
+    for row in x.flatten(0, -2).tolist():
+        mean = sum(row) / 5
+        numbers = zip(row, norm.weight.tolist(), norm.bias.tolist(), strict=True)  # type: ignore[union-attr]
+        rows.append([w * 5 / 4 * (value - mean) + b for value, w, b in numbers])
+    torch.testing.assert_close(norm(x), torch.tensor(rows, dtype=torch.float64).view_as(x))
+    assert CenterNorm(5, bias=False).bias is None
+
+
+@pytest.mark.parametrize("features", [2, 3, 7])
+def test_center_norm_stretches_by_no_more_than_it_says(features: int) -> None:
+    norm = CenterNorm(features).double()
+    matrix = torch.func.jacrev(norm)(torch.zeros(features, dtype=torch.float64))
+    stretch = features / (features - 1)
+    assert norm.stretch == stretch
+    assert torch.linalg.matrix_norm(matrix, ord=2).item() == pytest.approx(stretch)
+    assert torch.linalg.matrix_norm(matrix, ord=math.inf).item() == pytest.approx(2)
+
+
+def test_center_norm_of_one_feature_is_refused() -> None:
+    with pytest.raises(SpecError, match="at least 2"):
+        CenterNorm(1)

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 
 from polysem.errors import SpecError
-from polysem.models.registry import classes_in, create, evaluation_transform, require_known
+from polysem.models.registry import (
+    classes_in,
+    create,
+    evaluation_transform,
+    home,
+    require_known,
+)
 from polysem.models.transform import Transform
 
 HALF = (0.5, 0.5, 0.5)
@@ -67,3 +73,9 @@ def test_arguments_that_a_model_does_not_take() -> None:
 def test_the_classifier_tells_the_number_of_classes(name: str) -> None:
     assert classes_in(create(name, {"num_classes": 6}).state_dict(), name) == 6
     assert classes_in({"other": torch.ones(2)}, name) is None
+
+
+def test_a_name_tells_whose_model_it_is() -> None:
+    assert home("bcos_vitc_micro_patch4_32") == "polysem.models.vit"
+    assert home("resnet20_32") == "polysem.models.cnn"
+    assert home("vit_tiny_patch16_224.augreg_in21k") == "timm.models.vision_transformer"

@@ -49,6 +49,19 @@ def test_values_are_those_of_the_formulas() -> None:
     torch.testing.assert_close(squared_norm(x, 1), x.square().sum(1))
 
 
+@pytest.mark.parametrize("case", ["scale", "norm", "squared norm"])
+def test_a_compiler_sees_the_same_function_in_one_piece(case: str) -> None:
+    function, inputs = CASES[case]
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    results = []
+    for run in (function, compiled):
+        given = inputs()
+        value = run(*given)
+        results.append((value, *torch.autograd.grad(value.sin().sum(), given)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 def test_a_zero_vector_has_a_derivative() -> None:
     x = torch.zeros(2, 3, requires_grad=True)
     (grad,) = torch.autograd.grad(vector_norm(x).sum() + squared_norm(x, 1).sum(), x)

@@ -311,7 +311,10 @@ def test_learned_positions_are_initialised() -> None:
     ("options", "message"),
     [
         ({"positions": "sincoss"}, "did you mean 'sincos'"),
-        ({"patch_drop_rate": 0.5}, "patch_drop_rate needs positions"),
+        ({"patch_drop_rate": 1.0}, "patch_drop_rate is 1.0; it may be one rate from 0"),
+        ({"spatial_drop_rate": 1.5}, "spatial_drop_rate is 1.5; it may be 0 to below 1"),
+        ({"spatial_drop_rate": 0.1, "proj_drop_rate": 0.1}, "not both"),
+        ({"attention": "sofmax"}, "did you mean 'softmax'"),
         ({"img_size": 30}, "does not divide into patches"),
         ({"b": 0.9}, "at least 1"),
     ],

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,68 +10,26 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-import timm
 import torch
 import xarray as xr
 import zarr
 from PIL import Image
+from small_probe import VIT, N, Noise, loaded, models
 from torch import Tensor, nn
 
 import polysem
 from polysem.data.dataset import ImageData
+from polysem.data.shapes import Shapes
+from polysem.data.subset import Subset
 from polysem.errors import DataError, ImageError, NonFiniteError, RunError, SpecError
-from polysem.models.load import LoadedModel
+from polysem.models.load import LoadedModel, load_model
 from polysem.models.transform import Transform
 from polysem.probe.batches import batches
 from polysem.probe.probe import probe
 from polysem.sites import parse_site
 from polysem.store.run import Run
 
-N, BATCH = 37, 8
-
-
-class Noise(ImageData):
-    """Random pictures; those in `broken` cannot be read."""
-
-    fingerprint = "0" * 64
-
-    def __init__(self, n: int = N, *, labelled: bool = True, broken: tuple[int, ...] = ()) -> None:
-        super().__init__(
-            "noise",
-            [f"noise/{i:03d}" for i in range(n)],
-            labels=np.arange(n) % 3 if labelled else None,
-            classes=("a", "b", "c") if labelled else None,
-        )
-        self.broken = broken
-
-    def read(self, index: int) -> Image.Image:
-        if index in self.broken:
-            raise ImageError(self.keys[index], "truncated")
-        pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        return Image.fromarray(pixels)
-
-
-def loaded(name: str, *, num_classes: int = 3, **options: Any) -> LoadedModel:
-    torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=num_classes, **options).eval()
-    for parameter in model.parameters():  # zero-initialised parts would hide mistakes
-        nn.init.normal_(parameter, std=0.2)
-    transform = Transform(size=(32, 32), inverse=name.startswith("bcos"))
-    return LoadedModel(model, transform, None, name, f"timm:{name}", "0" * 64)
-
-
-VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
-
-
-def models() -> dict[str, Callable[[], LoadedModel]]:
-    return {
-        "cls": lambda: loaded("vit_tiny_patch16_224", **VIT),
-        "registers": lambda: loaded("vit_tiny_patch16_224", reg_tokens=2, **VIT),
-        "average": lambda: loaded("vit_micro_patch8_gap_64", img_size=32, depth=2),
-        "bcos": lambda: loaded("bcos_vit_micro_patch8_64", img_size=32, depth=2),
-        "cnn": lambda: loaded("resnet20_32"),
-        "bcos-cnn": lambda: loaded("bcos_resnet20_32"),
-    }
+BATCH = 8
 
 
 def brute_force(model: LoadedModel, data: ImageData, site: str) -> dict[str, np.ndarray]:
@@ -347,3 +304,16 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_run(
         probe(models()["cls"](), Noise(20), out=tmp_path / "run", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert Run.open(tmp_path / "run").manifest["n_images"] == 12
+
+
+def test_what_images_show_is_kept_where_data_says_so(tmp_path: Path) -> None:
+    data = Shapes("test", n=6, size=32)
+    loaded = load_model("timm:vit_micro_patch8_gap_64")
+    run = probe(
+        loaded, Subset(data, np.array([1, 2, 4])), out=tmp_path / "run", sites="hook_pooled",
+        progress=False,
+    )  # fmt: skip
+    shown = run.table("shown")
+    assert shown["image"].tolist() == run.images["image"].tolist() == [0, 1, 2]
+    assert list(shown.columns[1:]) == list(data.concepts)
+    np.testing.assert_array_equal(shown.iloc[:, 1:], data.concept_matrix()[[1, 2, 4]])

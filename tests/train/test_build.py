@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from polysem.errors import RecipeError
 from polysem.train.build import (
     build_model,
+    choose_average,
     choose_clip,
     choose_loss,
+    choose_memory_format,
     choose_optimiser,
 )
 from polysem.train.losses import bce, cross_entropy
@@ -65,6 +69,58 @@ def test_muon_changes_the_inner_matrices_only(name: str) -> None:
         assert ("exp_avg" in optimiser.state[parameter]) is not inner, key
 
 
+@given(seed=st.integers(0, 99), decay=st.floats(0, 0.3))
+def test_lion_steps_by_the_sign(seed: int, decay: float) -> None:
+    """c = β₁m + (1 − β₁)g; θ ← θ − η(sign c + λθ); m ← β₂m + (1 − β₂)g (arXiv 2302.06675)."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(5, 3, bias=False)
+    given_ = Optimiser.model_validate({"name": "lion", "lr": 0.01, "weight_decay": decay})
+    optimiser = choose_optimiser(given_, layer)
+    theta = layer.weight.detach().double()
+    m = torch.zeros_like(theta)
+    for step in range(3):
+        g = torch.randn(3, 5, generator=generator)
+        layer.weight.grad = g.clone()
+        before = layer.weight.detach().clone()
+        optimiser.step()
+        c = 0.9 * m + 0.1 * g.double()
+        theta = theta - 0.01 * (c.sign() + decay * theta)
+        m = 0.99 * m + 0.01 * g.double()
+        assert torch.allclose(layer.weight.double(), theta, atol=1e-6)
+        if not decay:
+            moved = layer.weight.detach() - before
+            assert torch.allclose(moved.abs(), torch.full_like(moved, 0.01), atol=1e-6)
+            if step == 0:
+                assert torch.equal(moved.sign(), -g.sign())
+
+
+def test_the_average_is_an_average_of_the_weights() -> None:
+    model = nn.Linear(4, 3)
+    average = choose_average(_recipe("auto").model_copy(update={"ema": 0.7}), model)
+    assert average is not None
+    expected = {name: value.double() for name, value in model.state_dict().items()}
+    for step in range(12):
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+        average.update(model, step=step)
+        decay = average.get_decay(step)
+        assert 0 <= decay <= 0.7
+        for name, value in model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value.double()
+            assert torch.allclose(average.module.state_dict()[name].double(), expected[name])
+    assert decay == 0.7  # reached once the climb is over
+    assert choose_average(_recipe("auto"), model) is None
+
+
+def test_only_networks_of_convolutions_on_a_gpu_take_channels_last() -> None:
+    cnn = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(64, 2))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_memory_format(cnn, gpu) == torch.channels_last
+    assert choose_memory_format(cnn, cpu) == torch.contiguous_format
+    for name in TWINS:
+        assert choose_memory_format(_model(name), gpu) == torch.contiguous_format
+
+
 def test_auto_is_the_loss_that_fits_the_model() -> None:
     standard, bcos = (_model(name) for name in TWINS)
     assert choose_loss(_recipe("auto"), standard) is cross_entropy
@@ -97,8 +153,8 @@ def test_clipping() -> None:
         ("vit_micro_patch8_gap_46", {}, "did you mean 'vit_micro_patch8_gap_64'"),
         (TWINS[0], {"embed_dims": 3}, "embed_dims"),
         (TWINS[0], {"num_classes": 3}, "the data decides"),
-        (TWINS[0], {"pretrained": True}, "random weights"),
-        (TWINS[0], {"checkpoint_path": "x.pth"}, "random weights"),
+        (TWINS[0], {"pretrained": True}, "weights come from model"),
+        (TWINS[0], {"checkpoint_path": "x.pth"}, "weights come from model"),
     ],
 )
 def test_a_model_that_cannot_be_built(name: str, args: dict[str, object], said: str) -> None:

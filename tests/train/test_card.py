@@ -11,6 +11,8 @@ from polysem.train.recipe import Recipe, parse_recipe
 METRICS: dict[str, Any] = {
     "test_accuracy": 0.9125,
     "test_accuracy_95": [0.8993, 0.9241],
+    "test_balanced_accuracy": 0.875,
+    "test_calibration_error": 0.0432,
     "test_loss": 0.25,
     "test_images": 2000,
     "test_class_accuracy": [0.875, None],
@@ -34,6 +36,7 @@ def test_the_card_tells_what_was_measured(tiny_recipe: Callable[..., Recipe]) ->
         "# vit_micro_patch8_gap_64, trained on shapes:train?n=70",
         "Not for real images.",
         "**Test accuracy 91.25 %** (95 % Wilson interval 89.93 to 92.41 %; 2,000 images",
+        "Balanced accuracy 87.50 %; expected calibration error 4.32 % (15 bins).",
         "| circle | 87.5 % |",
         "| ring | no test image |",
         "    polysem train r.yaml\n",

@@ -10,7 +10,7 @@ from polysem.data.shapes import Shapes
 from polysem.errors import DataError
 from polysem.models.transform import Transform
 from polysem.train import images
-from polysem.train.images import decode, epoch_order, generator_for
+from polysem.train.images import decode
 
 CPU = torch.device("cpu")
 
@@ -63,19 +63,5 @@ def test_what_cannot_be_learned_from_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DataError, match="no images"):
         decode(_grey(0), transform, device=CPU)
     monkeypatch.setattr(images, "MEMORY_LIMIT", 71)
-    with pytest.raises(DataError, match=r"set data\.train_limit"):
+    with pytest.raises(DataError, match=r"or set data\.train_limit"):
         decode(_grey(3), transform, device=CPU)
-
-
-def test_an_order_shows_every_image_once() -> None:
-    order = epoch_order(3, 1, 50)
-    assert sorted(order.tolist()) == list(range(50))
-    assert torch.equal(order, epoch_order(3, 1, 50))
-    assert not torch.equal(order, epoch_order(3, 2, 50))
-    assert not torch.equal(order, epoch_order(4, 1, 50))
-
-
-def test_generators_differ_by_seed_purpose_and_number() -> None:
-    keys = [(0, "order", 0), (1, "order", 0), (0, "augment", 0), (0, "order", 1), (2**62, "o", 0)]
-    drawn = {float(torch.rand((), generator=generator_for(*key))) for key in keys}
-    assert len(drawn) == len(keys)

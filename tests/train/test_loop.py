@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
+from small_trainings import nearly_the_same
 
 from polysem.errors import (
     CheckpointError,
@@ -23,7 +26,7 @@ from polysem.errors import (
 from polysem.models.checkpoint import read_checkpoint
 from polysem.models.load import load_model
 from polysem.train.loop import Progress, train
-from polysem.train.recipe import Recipe, load_recipe
+from polysem.train.recipe import Recipe, load_recipe, recipe_to_dict
 
 MakeRecipe = Callable[..., Recipe]
 DROPOUT = {"model": {"args": {"embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.2}}}
@@ -61,7 +64,9 @@ def test_what_a_training_writes(tiny_recipe: MakeRecipe, tmp_path: Path, bcos: b
 
     out = tmp_path / "out"
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["README.md", "log.jsonl", "model.safetensors", "recipe.yaml", "snapshots"]
+    assert names == [
+        "README.md", "curves.png", "log.jsonl", "model.safetensors", "recipe.yaml", "snapshots"
+    ]  # fmt: skip
     steps = [0, 1, 3, 12]  # at 70 // 16 steps an epoch, three epochs
     snapshots = [out / "snapshots" / f"step_{step:07d}.safetensors" for step in steps]
     assert sorted((out / "snapshots").iterdir()) == snapshots
@@ -120,7 +125,7 @@ def test_the_seed_decides_everything(tiny_recipe: MakeRecipe, tmp_path: Path) ->
     assert _untimed(tmp_path / "one" / "log.jsonl") == _untimed(tmp_path / "again" / "log.jsonl")
 
 
-@pytest.mark.parametrize(("step", "name"), [(1, "adam"), (6, "muon"), (8, "adamw")])
+@pytest.mark.parametrize(("step", "name"), [(1, "adam"), (6, "muon"), (8, "lion")])
 def test_a_resumed_training_ends_with_the_same_bits(
     tiny_recipe: MakeRecipe, tmp_path: Path, step: int, name: str
 ) -> None:
@@ -160,6 +165,96 @@ def test_a_killed_training_goes_on_from_its_last_state(
     assert steps == [6, 7, 8, 9, 10, 11, 12]
     assert _same(*(tmp_path / part / "model.safetensors" for part in ("whole", "parts")))
     assert _untimed(tmp_path / "whole/log.jsonl") == _untimed(tmp_path / "parts/log.jsonl")
+
+
+EVERYTHING: dict[str, Any] = {
+    "optimiser": {"name": "lion", "lr": 1e-3, "clip": {"agc": 0.05}},
+    "augment": {"mixup": 0.3, "erasing": 0.3, "randaugment": {"n": 1}},
+    "data": {"sampling": "balanced", "stream": True},
+    "drop_head": {"mode": "scheduled", "p_start": 0.3, "p_end": 0.3},
+    "ema": 0.9,
+    "accumulate": 2,
+    "workers": 1,
+}
+"""All that draws at random or keeps a state, for the training that is killed."""
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from polysem.train.loop import train
+from polysem.train.recipe import load_recipe
+
+def watch(progress):
+    if progress.stage == "train" and progress.done == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_recipe(sys.argv[1]), out=sys.argv[2], on_progress=watch)
+"""
+
+
+def test_a_training_killed_at_any_step_ends_with_the_same_bits(
+    tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    step = random.randrange(1, 12)
+    recipe = tiny_recipe({**DROPOUT, **EVERYTHING, "checkpoint_every": 3, "threads": 1})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe_to_dict(recipe)), encoding="utf-8")
+    words = [sys.executable, "-c", KILLED_AT, path, tmp_path / "parts", str(step)]
+    killed = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    train(recipe, out=tmp_path / "whole")
+    train(recipe, out=tmp_path / "parts", resume=True)
+    for name in ("model", "average", "snapshots/step_0000012"):
+        assert _same(*(tmp_path / part / f"{name}.safetensors" for part in ("whole", "parts")))
+    whole, parts = (_untimed(tmp_path / part / "log.jsonl") for part in ("whole", "parts"))
+    assert whole == parts, f"killed at step {step}"
+
+
+def test_parts_of_a_step_are_the_step(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Gradients of parts, unequal ones too, add up to those of the whole batch."""
+    logs = []
+    for accumulate in (1, 3):
+        changes = {"accumulate": accumulate, "schedule": {"epochs": 1}, "optimiser": {"lr": 1e-4}}
+        train(tiny_recipe(changes), out=tmp_path / str(accumulate))
+        logs.append(_untimed(tmp_path / str(accumulate) / "log.jsonl")[0])
+    paths = [tmp_path / name / "model.safetensors" for name in ("1", "3")]
+    assert nearly_the_same(*(_weights(path) for path in paths))
+    assert logs[0]["train_loss"] == pytest.approx(logs[1]["train_loss"], rel=1e-5)
+
+
+def test_streamed_images_train_the_same_model(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    for name, stream in (("memory", False), ("stream", True)):
+        changes = {"data": {"stream": stream}, "schedule": {"epochs": 2}, "workers": 1}
+        train(tiny_recipe(changes), out=tmp_path / name)
+    assert _same(*(tmp_path / name / "model.safetensors" for name in ("memory", "stream")))
+
+
+def test_the_average_is_timms_and_is_tested_and_saved(
+    tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe({"ema": 0.8, "snapshots": 13, "schedule": {"epochs": 1}})
+    result = train(recipe, out=tmp_path / "out")
+    steps = [_weights(path) for path in sorted((tmp_path / "out" / "snapshots").iterdir())]
+    average = _weights(tmp_path / "out" / "average.safetensors")
+    expected = steps[2]  # the decay climbs from 0: 1 − (1 + s)^(−2/3), s steps after the second
+    for weights, decay in ((steps[3], 1 - 2 ** (-2 / 3)), (steps[4], 1 - 3 ** (-2 / 3))):
+        expected = {k: decay * expected[k] + (1 - decay) * weights[k] for k in weights}
+    assert all(torch.allclose(average[key], expected[key], atol=1e-6) for key in average)
+    assert not _same(result.path, tmp_path / "out" / "average.safetensors")
+    log = _untimed(tmp_path / "out" / "log.jsonl")[-1]
+    assert 0 <= log["average_test_accuracy"] <= 1
+    loaded = load_model(str(tmp_path / "out" / "average.safetensors"))
+    assert loaded.info["metrics"]["test_accuracy"] == result.metrics["average_test_accuracy"]
+    assert "moving average" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_labels_that_were_permuted_are_said_to_be(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    changes = {"data": {"permute_labels": True}, "schedule": {"epochs": 1}}
+    result = train(tiny_recipe(changes), out=tmp_path / "out")
+    assert 0 <= result.metrics["memorised"] <= 1
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"learned {100 * result.metrics['memorised']:.2f} % of them by heart" in card
 
 
 def test_a_finished_training_has_nothing_left_to_resume(
@@ -223,6 +318,8 @@ def test_a_folder_in_use_is_left_alone(tiny_recipe: MakeRecipe, tmp_path: Path) 
         ({"model": {"args": {"pretrained": True}}}, RecipeError, "random weights"),
         ({"schedule": {"warmup_steps": 12}}, RecipeError, "only 12 steps"),
         ({"data": {"test": "shapes:test?n=9&label=colour"}}, DataError, "different classes"),
+        ({"accumulate": 17}, RecipeError, "16 images does not divide into 17 parts"),
+        ({"augment": {"mixup": 0.2}, "accumulate": 3}, RecipeError, "must divide by 6"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(
@@ -282,7 +379,8 @@ def test_weights_that_are_not_finite_are_not_saved(
         return clip
 
     monkeypatch.setattr(prepare, "choose_clip", exploding)
-    with pytest.raises(NonFiniteError, match=r"not finite after step 5; .* after step 0, is kept"):
+    said = r"not finite after step 5, at the learning rate \S+; .* after step 0, is kept"
+    with pytest.raises(NonFiniteError, match=said):
         train(tiny_recipe(), out=tmp_path / "out")
     state = torch.load(tmp_path / "out" / "state.pt", weights_only=True)
     assert state["progressed"]["step"] == 0
@@ -311,8 +409,28 @@ def test_the_caller_finds_torch_as_it_was(tiny_recipe: MakeRecipe, tmp_path: Pat
     assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_training_needs_none_of_the_analysis_packages() -> None:
-    heavy = ("transformer_lens", "umap", "zarr", "xarray", "open_clip")
-    code = f"import sys, polysem.train.loop; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+WITHOUT_ANALYSIS = """
+import sys
+
+sys.modules |= dict.fromkeys({names})  # python takes None for a module that is not there
+from polysem.cli import main
+sys.argv = ["polysem", "train", *sys.argv[1:]]
+main()
+"""
+
+
+def test_training_needs_none_of_the_analysis_packages(
+    tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    absent = (
+        "transformer_lens", "transformers", "umap", "zarr", "xarray", "open_clip", "datasets",
+        "sklearn", "captum", "pytorch_grad_cam", "skimage",
+    )  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    recipe = recipe_to_dict(tiny_recipe({"schedule": {"epochs": 1}}))
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    code = WITHOUT_ANALYSIS.replace("{names}", str(absent))
+    words = [sys.executable, "-c", code, str(path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").exists()

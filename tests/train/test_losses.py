@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polysem.train.losses import LOSSES, Loss, bce, cross_entropy
+from polysem.train.losses import LOSSES, Loss, bce, confidence, cross_entropy
 
 
 def _slow_bce(logits: Tensor, labels: Tensor, *, training: bool) -> float:
@@ -54,6 +54,23 @@ def test_clamped_targets_are_met_at_the_logit_of_chance() -> None:
     others = [number for number in range(n_classes) if number != 2]
     assert logits.grad[0, others] == pytest.approx(torch.zeros(n_classes - 1), abs=1e-7)
     assert logits.grad[0, 2] < 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_shares_that_are_all_or_nothing_are_labels(training: bool) -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    shares = torch.nn.functional.one_hot(labels, 4).float()
+    for loss in LOSSES.values():
+        hard, soft = (loss(logits, given, training=training) for given in (labels, shares))
+        assert float(soft) == pytest.approx(float(hard), rel=1e-6)
+
+
+def test_confidence_is_that_of_the_loss() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    total = math.exp(2) + 1 + math.exp(-1)
+    assert float(confidence(logits, cross_entropy)) == pytest.approx(math.exp(2) / total)
+    assert float(confidence(logits, bce)) == pytest.approx(1 / (1 + math.exp(-2)))
 
 
 def test_half_precision_logits_are_widened() -> None:

@@ -37,7 +37,7 @@ def _with(path: str, value: object) -> dict[str, Any]:
         ("sede", 1, ["unknown key 'sede'", "did you mean 'seed'", "batch_size"]),
         ("optimiser.clip.acg", 0.1, ["'optimiser.clip.acg'", "did you mean 'agc'", "norm, agc"]),
         ("loss", "bec", ["loss is 'bec'", "did you mean 'bce'", "'cross_entropy'"]),
-        ("optimiser.name", "sgd", ["optimiser.name is 'sgd'", "'adamw'"]),
+        ("optimiser.name", "sgd", ["optimiser.name is 'sgd'", "'adamw'", "'lion'"]),
         ("optimiser.lr", -1, ["optimiser.lr is -1", "greater than 0"]),
         ("optimiser.lr", "fast", ["optimiser.lr is 'fast'", "valid number"]),
         ("optimiser.lr", True, ["optimiser.lr is True", "not true or false"]),
@@ -47,7 +47,16 @@ def _with(path: str, value: object) -> dict[str, Any]:
         ("batch_size", 0, ["batch_size is 0", "greater than or equal to 1"]),
         ("schedule.steps", 10, ["schedule", "either epochs or steps"]),
         ("optimiser.clip", {"norm": 1, "agc": 0.01}, ["optimiser.clip", "not both"]),
-        ("augment", "flip", ["augment is 'flip'", "flip, turn, crop_padding"]),
+        ("augment", "flip", ["augment is 'flip'", "flip, turn, crop_padding, resized_crop"]),
+        ("augment", {"crop_padding": 2, "resized_crop": [0.1, 1]}, ["augment", "not both"]),
+        ("augment.resized_crop", [0.9, 0.1], ["augment", "smaller share of the area first"]),
+        ("augment.resized_crop", [0.9, 2], ["augment.resized_crop.1 is 2", "less than or equal"]),
+        ("augment.randaugment.m", 31, ["augment.randaugment.m is 31", "less than or equal to 30"]),
+        ("augment.randaugment", "rand-m9", ["augment.randaugment", "n, m, colour"]),
+        ("augment.erasing", 1.5, ["augment.erasing is 1.5", "less than or equal to 1"]),
+        ("data.sampling", "balance", ["data.sampling", "did you mean 'balanced'", "'shuffled'"]),
+        ("ema", 1, ["ema is 1", "less than 1"]),
+        ("accumulate", 0, ["accumulate is 0"]),
         ("threads", 0, ["threads is 0"]),
     ],
 )
@@ -61,6 +70,19 @@ def test_a_bad_value_is_named_with_what_is_allowed(
     assert "\n" not in message
     for words in said:
         assert words in message
+
+
+def test_crops_that_need_pictures_exclude_images_kept_in_memory() -> None:
+    data = {**GOOD["data"], "stream": False}
+    with pytest.raises(RecipeError, match=r"data\.stream must be true or left out"):
+        parse_recipe({**GOOD, "data": data, "augment": {"resized_crop": [0.1, 1]}})
+
+
+def test_lion_has_betas_of_its_own() -> None:
+    assert parse_recipe(_with("optimiser.name", "lion")).optimiser.betas == (0.9, 0.99)
+    given = {"name": "lion", "lr": 1e-4, "betas": [0.8, 0.9]}
+    assert parse_recipe({**GOOD, "optimiser": given}).optimiser.betas == (0.8, 0.9)
+    assert parse_recipe(GOOD).optimiser.betas == (0.9, 0.999)
 
 
 def test_missing_keys_are_named() -> None:
@@ -119,6 +141,19 @@ def test_a_file_gives_its_recipe(tmp_path: Path) -> None:
     assert load_recipe(path).optimiser.lr == 0.001
 
 
+def test_values_are_changed_by_the_names_of_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(GOOD), encoding="utf-8")
+    changes = {"seed": 3, "optimiser.clip": {"norm": 1}, "augment.flip": True, "data.train": "a/b"}
+    recipe = load_recipe(path, changes=changes)
+    assert (recipe.seed, recipe.optimiser.clip.norm, recipe.augment.flip) == (3, 1, True)
+    assert (recipe.data.train, recipe.data.test) == ("a/b", "shapes:test")
+    with pytest.raises(RecipeError, match=r"unknown key 'data\.trian'; did you mean 'train'"):
+        load_recipe(path, changes={"data.trian": "x"})
+    with pytest.raises(RecipeError, match=r"unknown key 'seed'|seed is \{"):
+        load_recipe(path, changes={"seed.x": 1})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -169,3 +204,25 @@ def test_the_shipped_twins_are_trained_alike() -> None:
     assert standard["model"].pop("name") == "vit_micro_patch8_gap_64"
     assert bcos["model"].pop("name") == "bcos_vit_micro_patch8_64"
     assert standard == bcos
+
+
+@pytest.mark.parametrize(
+    ("arms", "names"),
+    [
+        ("cifar10_cpu", ("vitc_micro_patch4_gap_32", "bcos_vitc_micro_patch4_32")),
+        ("cifar10_gpu_micro", ("vitc_micro_patch4_gap_32", "bcos_vitc_micro_patch4_32")),
+        ("cifar10_gpu_tiny", ("vitc_tiny_patch4_gap_32", "bcos_vitc_tiny_patch4_32")),
+        ("shapes_micro", ("vit_micro_patch8_gap_64", "bcos_vit_micro_patch8_64")),
+    ],
+)
+def test_arms_differ_in_layers_and_heads_alone(arms: str, names: tuple[str, str]) -> None:
+    plain = [
+        recipe_to_dict(load_recipe(RECIPES / f"{arms}_{kind}{more}.yaml"))
+        for kind in ("vit", "bcos")
+        for more in ("", "_drophead")
+    ]
+    assert [arm["model"].pop("name") for arm in plain] == [name for name in names for _ in "12"]
+    heads = [arm.pop("drop_head") for arm in plain]
+    assert heads[0] is heads[2] is None
+    assert heads[1]["mode"] == heads[3]["mode"] == "half"
+    assert all(arm == plain[0] for arm in plain)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polysem.train.schedules import WARMUP_START, cosine_schedule, log_spaced_steps
+from polysem.train.schedules import WARMUP_START, cosine_schedule, drop_head_rate, log_spaced_steps
 
 
 def _rates(peak: float, total: int, warmup: int, final: float) -> list[float]:
@@ -73,3 +73,23 @@ def test_snapshots_are_even_in_the_logarithm() -> None:
 @pytest.mark.parametrize(("count", "steps"), [(0, ()), (1, (7,)), (2, (0, 7)), (3, (0, 1, 7))])
 def test_few_snapshots(count: int, steps: tuple[int, ...]) -> None:
     assert log_spaced_steps(7, count) == steps
+
+
+@given(
+    total=st.integers(1, 1000),
+    part=st.floats(0, 0.999),
+    start=st.floats(0, 0.99),
+    end=st.floats(0, 0.99),
+)
+def test_the_rate_of_dropping_heads_is_a_v(
+    total: int, part: float, start: float, end: float
+) -> None:
+    warmup = int(part * total)
+    rates = [
+        drop_head_rate(step, total_steps=total, warmup_steps=warmup, start=start, end=end)
+        for step in range(total + 1)
+    ]
+    assert rates[warmup] == 0 and rates[-1] == pytest.approx(end)
+    assert rates[0] == (start if warmup else 0)
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1], reverse=True)
+    assert rates[warmup:] == sorted(rates[warmup:])

@@ -1,0 +1,165 @@
+"""`embed`: the images of finished runs through one encoder, in a pass of their own.
+
+Embeddings depend on images and encoder alone. A run that has them keeps them, and runs on the
+same images share one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from polysem.data.again import load_again
+from polysem.data.dataset import ImageData
+from polysem.data.subset import Subset
+from polysem.device import choose_device
+from polysem.errors import CheckpointError, RunError
+from polysem.models.encoder import Encoder, encoder_of, load_encoder
+from polysem.models.load import load_model
+from polysem.probe.batches import batches
+from polysem.probe.embedder import require_directions
+from polysem.progress import progress_bar
+from polysem.store.additions import add_arrays
+from polysem.store.run import Run
+from polysem.store.schema import EMBEDDINGS, dataset
+
+__all__ = ["Outcome", "embed", "encoder_for"]
+
+#: How a run came by its embeddings.
+Outcome: TypeAlias = Literal["embedded", "copied", "kept"]
+
+
+def embed(
+    runs: Run | Sequence[Run],
+    encoder: str | Path | Encoder = "model",
+    *,
+    data: str | ImageData | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[Path, Outcome]:
+    """Give runs the embeddings of their images by one encoder, ``RUN/embeddings.zarr``.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+        Those on the same images share one pass.
+    encoder : str, Path or Encoder, default "model"
+        ``model``: each run's own model by its pooled features; or anything that `load_encoder`
+        takes.
+    data : str or ImageData, optional
+        Where the images are, if they have moved.
+    batch_size : int, optional
+        Images per forward pass; 64 on a CPU, 256 on a GPU.
+    device : str, default "auto"
+        ``auto`` takes a GPU if there is one.
+    overwrite : bool, default False
+        Embed again where a run has embeddings by this encoder already.
+    progress : bool, default True
+        Draw a progress bar if the terminal can.
+
+    Returns
+    -------
+    dict
+        For each run's path, whether its images were embedded, the embeddings copied from another
+        run on the same images, or kept as they were.
+
+    Raises
+    ------
+    PolysemError
+        An encoder that cannot be loaded, images that are gone or others, a full disk. Older
+        embeddings stay as they were then.
+    """
+    place = choose_device(device)
+    size = batch_size or (256 if place.type == "cuda" else 64)
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    if encoder == "model":
+        encoders = {run.path: encoder_for(run, "model", device=place) for run in runs}
+    else:
+        encoders = dict.fromkeys(
+            (run.path for run in runs), encoder_for(runs[0], encoder, device=place)
+        )
+    outcomes: dict[Path, Outcome] = {
+        run.path: "kept" for run in runs if not overwrite and _has(run, encoders[run.path])
+    }
+    for run in runs:
+        if run.path in outcomes:
+            continue
+        used = encoders[run.path]
+        donor = next((d for d in runs if d.path in outcomes and _same(d, run, used)), None)
+        if donor is not None:
+            values = donor.embeddings.to_numpy()
+        else:
+            source = data if isinstance(data, ImageData) else load_again(run.manifest["data"], data)
+            values = _embed_images(run, source, used, size, progress=progress)
+        attrs = {"encoder": used.spec, "fingerprint": used.fingerprint}
+        arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
+        arrays["embedding"].attrs |= attrs
+        add_arrays(run, "embeddings", arrays)
+        outcomes[run.path] = "embedded" if donor is None else "copied"
+    return outcomes
+
+
+def encoder_for(run: Run, encoder: str | Path | Encoder, *, device: torch.device) -> Encoder:
+    """Return an encoder; ``model`` is the model that a run was probed with, loaded again.
+
+    Raises
+    ------
+    PolysemError
+        If it cannot be loaded.
+    CheckpointError
+        If the run's model is no longer the same.
+    """
+    if isinstance(encoder, Encoder):
+        return encoder
+    if str(encoder) != "model":
+        return load_encoder(encoder, device=device)
+    described = run.manifest["model"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # as the command does, whose random weights come back so
+        loaded = load_model(described["spec"], device=device)
+    if loaded.sha256 != described["sha256"]:
+        raise CheckpointError(
+            f"{described['spec']} no longer holds the weights that {run.path} was probed with; "
+            "name them with --encoder, such as timm:NAME:FILE"
+        )
+    return encoder_of(loaded)
+
+
+def _has(run: Run, encoder: Encoder) -> bool:
+    try:
+        found = run.embeddings
+    except RunError:
+        return False
+    known = found.attrs.get("fingerprint") == encoder.fingerprint
+    return known and len(found) == len(run.images)
+
+
+def _same(donor: Run, run: Run, encoder: Encoder) -> bool:
+    """Whether one run's embeddings are those of another."""
+    return (
+        donor.manifest["data"]["fingerprint"] == run.manifest["data"]["fingerprint"]
+        and donor.images["image"].equals(run.images["image"])
+        and _has(donor, encoder)
+    )
+
+
+def _embed_images(
+    run: Run, source: ImageData, encoder: Encoder, batch_size: int, *, progress: bool
+) -> np.ndarray:
+    device = next(encoder.module.parameters()).device
+    kept = Subset(source, run.images["image"].to_numpy())
+    parts: list[np.ndarray] = []
+    with progress_bar(show=progress) as move:
+        for decoded in batches(kept, encoder.transform, batch_size, strict=True):
+            assert decoded.pixels is not None
+            values = encoder(decoded.pixels.to(device)).cpu().numpy()
+            require_directions(values, [kept.keys[i] for i in decoded.indices], encoder.spec)
+            parts.append(values)
+            move("embed", decoded.indices[-1] + 1, len(kept))
+    return np.concatenate(parts)

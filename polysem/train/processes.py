@@ -1,0 +1,130 @@
+"""One process or many: what `accelerate` needs to know, and what the loop asks of it.
+
+Started by ``accelerate launch`` (or torchrun) a training finds its companions by itself; started
+plainly it runs alone, on the device it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, is_initialized
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from polysem.device import choose_device
+from polysem.errors import SpecError
+
+__all__ = ["Processes", "is_first_process", "processes"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, seen from one of them.
+
+    Attributes
+    ----------
+    device : torch.device
+        Where this one computes.
+    accelerator : Accelerator
+    """
+
+    device: torch.device
+    accelerator: Accelerator
+
+    @property
+    def count(self) -> int:
+        """How many processes train together."""
+        return int(self.accelerator.num_processes)
+
+    @property
+    def number(self) -> int:
+        """Which of them this is."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and reports."""
+        return self.number == 0
+
+    def share(self, network: nn.Module) -> nn.Module:
+        """Return the network, its gradients averaged over processes where there are several."""
+        if self.count == 1:
+            return network
+        shared: nn.Module = self.accelerator.prepare(network)
+        return shared
+
+    def apart(self, network: nn.Module) -> AbstractContextManager[object]:
+        """Return a context in which gradients stay those of this process."""
+        context: AbstractContextManager[object] = self.accelerator.no_sync(network)
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this process's part of a mean loss; their sum over all is meant."""
+        # torch averages the gradients of processes
+        self.accelerator.backward(loss * self.count if self.count > 1 else loss)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over processes."""
+        if self.count == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values, "sum")
+        return total
+
+    def join(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, one below the other; all have as many."""
+        if self.count == 1:
+            return rows
+        joined: Tensor = self.accelerator.gather(rows)
+        return joined
+
+    def collect(self, value: Tensor) -> list[Tensor]:
+        """Return one tensor of each process, on the CPU."""
+        if self.count == 1:
+            return [value]
+        collected: list[Tensor] = gather_object([value])
+        return collected
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Find the other processes, and leave `accelerate` as it was found.
+
+    Parameters
+    ----------
+    device : str
+        As for `choose_device`. Of several processes on GPUs each takes its own, so that one
+        cannot be named.
+
+    Raises
+    ------
+    SpecError
+        If there is no such device, or one was named where each process has its own.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if not alone and ":" in device:
+        raise SpecError(f"each process takes a GPU of its own: give cuda or auto, not {device!r}")
+    chosen = choose_device(device)
+    already = is_initialized()
+    accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="no")
+    try:
+        yield Processes(chosen if alone else accelerator.device, accelerator)
+    finally:
+        if not already:  # the next training may choose another device
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that prints, before it has met the others."""
+    return os.environ.get("RANK", "0") == "0"

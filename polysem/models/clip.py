@@ -26,7 +26,7 @@ from polysem.models.weights import fit, read_tensors, require_finite, state_dige
 
 _torchvision.repair()
 
-__all__ = ["Clip", "load_clip"]
+__all__ = ["Clip", "load_clip", "open_clip_transform", "quiet_open_clip"]
 
 _SCHEMES = ("hf-hub:", "local-dir:")
 _FORMS = (

@@ -17,7 +17,7 @@ import torch
 from scipy.stats import false_discovery_control, rankdata
 from torch import Tensor
 
-from polysem.describe.similarity import Scorer, best_concepts
+from polysem.describe.scoring import Scorer, best_concepts
 from polysem.describe.view import View
 
 __all__ = ["Faithfulness", "faithfulness", "false_discovery_rates", "null_scores", "p_values"]

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from polysem.describe import similarity
+from polysem.describe import pmi, similarity
 from polysem.describe.answers import Answers, read_answers
 from polysem.describe.evidence import (
     faithfulness,
@@ -19,14 +19,14 @@ from polysem.describe.evidence import (
     null_scores,
     p_values,
 )
-from polysem.describe.similarity import Scorer, best_concepts
+from polysem.describe.scoring import Scorer, best_concepts
 from polysem.describe.view import View
 from polysem.errors import DataError, SpecError, did_you_mean
 from polysem.store.run import Run
 
 __all__ = ["LABELS", "METHODS", "label_units"]
 
-_OF_EXEMPLARS = (similarity.soft_wpmi, similarity.wpmi, similarity.mean_embedding)
+_OF_EXEMPLARS = (pmi.soft_wpmi, pmi.wpmi, similarity.mean_embedding)
 _OF_ACTIVATIONS = (
     similarity.auroc,
     similarity.cosine,

@@ -10,7 +10,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from polysem.describe.evidence import faithfulness, false_discovery_rates, null_scores, p_values
-from polysem.describe.similarity import auroc, best_concepts, soft_wpmi, top_images
+from polysem.describe.pmi import soft_wpmi
+from polysem.describe.scoring import best_concepts, top_images
+from polysem.describe.similarity import auroc
 from polysem.describe.view import View
 
 

@@ -14,8 +14,8 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from polysem.describe import similarity
-from polysem.describe.similarity import Scorer, all_scores, best_concepts, top_images
+from polysem.describe import pmi, similarity
+from polysem.describe.scoring import Scorer, all_scores, best_concepts, top_images
 from polysem.describe.view import View
 
 N_IMAGES, N_UNITS, N_CONCEPTS, DIM = 41, 5, 11, 3
@@ -54,22 +54,22 @@ def published_pmi(activations: Tensor, chance: Tensor, trust: list[float], weigh
 def test_soft_wpmi_is_the_published_one(activations: Tensor, view: View, n_ranks: int) -> None:
     trust = [0.998 - (j / n_ranks) * 0.028 for j in range(n_ranks)]
     expected = published_pmi(activations, (10 * cosines(view)).softmax(1), trust, 1)
-    scorer = similarity.soft_wpmi(top_images(activations, n_ranks), view, prior="layer")
+    scorer = pmi.soft_wpmi(top_images(activations, n_ranks), view, prior="layer")
     torch.testing.assert_close(all_scores(scorer, view, chunk=4), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_trust_of_100_exemplars_is_that_of_clip_dissect() -> None:
     seen: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(similarity, "_pmi", lambda e, v, trust, **options: seen.extend(trust))
-        similarity.soft_wpmi(torch.zeros(1, 100, dtype=torch.int64), None)  # type: ignore[arg-type]
+        patch.setattr(pmi, "_pmi", lambda e, v, trust, **options: seen.extend(trust))
+        pmi.soft_wpmi(torch.zeros(1, 100, dtype=torch.int64), None)  # type: ignore[arg-type]
     assert seen[0] == 0.998
     assert seen[99] == pytest.approx(0.97028)
 
 
 def test_wpmi_is_the_published_one(activations: Tensor, view: View) -> None:
     expected = published_pmi(activations, (2 * cosines(view)).softmax(1), [1.0] * 28, 0.6)
-    scorer = similarity.wpmi(top_images(activations, 28), view, prior="layer")
+    scorer = pmi.wpmi(top_images(activations, 28), view, prior="layer")
     torch.testing.assert_close(all_scores(scorer, view, chunk=4), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -79,9 +79,9 @@ def test_the_prior_over_images_is_what_random_exemplars_get(view: View) -> None:
     expected = sum(torch.log(1 + p * (chance - 1) + 1e-7).mean(0) for p in trust)
     nothing = torch.zeros(N_CONCEPTS, dtype=torch.float64)
     exemplars = torch.cartesian_prod(torch.arange(N_IMAGES), torch.arange(N_IMAGES))
-    found = all_scores(similarity.soft_wpmi(exemplars, view), view, chunk=4)
+    found = all_scores(pmi.soft_wpmi(exemplars, view), view, chunk=4)
     torch.testing.assert_close(found.mean(0), nothing, rtol=0, atol=1e-9)
-    only = all_scores(similarity.soft_wpmi(exemplars[:1], view), view, chunk=4)[0]
+    only = all_scores(pmi.soft_wpmi(exemplars[:1], view), view, chunk=4)[0]
     logs = sum(torch.log(1 + p * (chance[0] - 1) + 1e-7) for p in trust)
     torch.testing.assert_close(only, logs - expected, rtol=1e-9, atol=1e-9)
 
@@ -92,11 +92,11 @@ def test_many_ranks_are_interpolated_without_loss(view: View, n_ranks: int) -> N
     chance = torch.cat([(10 * cosines(view)).softmax(1) ** power for power in (0.1, 1, 8)])
     terms = [torch.log(1 + p * (chance - 1) + 1e-7).mean(0) for p in trust]
     expected = torch.stack([torch.zeros_like(terms[0]), *terms]).cumsum(0)
-    found = similarity._expected_log_likelihood(chance, trust)
+    found = pmi._expected_log_likelihood(chance, trust)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [similarity.soft_wpmi, similarity.wpmi])
+@pytest.mark.parametrize("method", [pmi.soft_wpmi, pmi.wpmi])
 def test_only_the_published_prior_depends_on_the_other_units(
     activations: Tensor, view: View, method: Callable[..., Scorer]
 ) -> None:
@@ -171,9 +171,13 @@ def test_mean_embedding(activations: Tensor, view: View) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def named(name: str) -> Callable[..., Scorer]:
+    return getattr(pmi if name.endswith("wpmi") else similarity, name)
+
+
 def of_activations(name: str, activations: Tensor, view: View) -> Scorer:
-    method = getattr(similarity, name)
-    if name in ("soft_wpmi", "wpmi", "mean_embedding"):
+    method = named(name)
+    if name in METHODS[:3]:
         return method(top_images(activations, 6), view)
     return method(activations, view)
 
@@ -189,7 +193,8 @@ def test_chunks_change_nothing(name: str, chunk: int, block: int) -> None:
     scorer = of_activations(name, activations, view)
     whole = all_scores(scorer, view, chunk=N_CONCEPTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(similarity, "_BLOCK", block)
+        patch.setattr(pmi, "BLOCK", block)
+        patch.setattr(similarity, "BLOCK", block)
         torch.testing.assert_close(all_scores(scorer, view, chunk=chunk), whole)
         scores, concepts = best_concepts(scorer, view, 3, chunk=chunk)
     expected = whole.sort(dim=1, descending=True, stable=True)
@@ -216,8 +221,7 @@ def test_a_unit_that_follows_a_concept_is_called_by_it(name: str) -> None:
     view = View(drawn(400, 8, seed=9) + 1, drawn(N_CONCEPTS, 8, seed=10) + 1)
     activations = torch.relu(view.similarity(slice(0, 3)) - 0.5)
     exemplars = top_images(activations, 30)
-    method = getattr(similarity, name)
-    scorer = method(exemplars if name in METHODS[:3] else activations, view)
+    scorer = named(name)(exemplars if name in METHODS[:3] else activations, view)
     _, concepts = best_concepts(scorer, view, 1)
     assert concepts[:, 0].tolist() == [0, 1, 2]
 
@@ -225,14 +229,14 @@ def test_a_unit_that_follows_a_concept_is_called_by_it(name: str) -> None:
 def test_missing_exemplars_say_nothing(activations: Tensor, view: View) -> None:
     exemplars = top_images(activations, 6)
     padded = torch.cat([exemplars, torch.full_like(exemplars, -1)], dim=1)
-    short = all_scores(similarity.soft_wpmi(exemplars, view, keep=(0.99, 0.99)), view)
-    long = all_scores(similarity.soft_wpmi(padded, view, keep=(0.99, 0.99)), view)
+    short = all_scores(pmi.soft_wpmi(exemplars, view, keep=(0.99, 0.99)), view)
+    long = all_scores(pmi.soft_wpmi(padded, view, keep=(0.99, 0.99)), view)
     torch.testing.assert_close(long, short, rtol=0, atol=1e-6)
 
 
 def test_single_precision_is_enough(activations: Tensor, view: View) -> None:
     exemplars = top_images(activations, 41)
     small = View(view.images.float(), view.texts.float())
-    found = all_scores(similarity.soft_wpmi(exemplars, small), small)
-    expected = all_scores(similarity.soft_wpmi(exemplars, view), view)
+    found = all_scores(pmi.soft_wpmi(exemplars, small), small)
+    expected = all_scores(pmi.soft_wpmi(exemplars, view), view)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)

@@ -1,7 +1,9 @@
 """The circuits of every unit of a run: groups of exemplars that the same upstream units made fire.
 
-Facets tell what a unit's exemplars look like, circuits how they came about. Both are found alike,
-against the same null; distances of embeddings tell whether circuits also look apart.
+Facets tell what a unit's exemplars look like, circuits how they came about. Both are found alike.
+But few upstream units contribute much to an exemplar, so that one of them can tear it away from
+the others: contributions count by their square roots, and divisions are held against shuffled
+contributions. Distances of embeddings tell whether circuits also look apart.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from polysem.analysis.facet_table import (
     exemplar_embeddings,
     image_embeddings,
 )
+from polysem.analysis.facets import shuffled
 from polysem.analysis.peer_scores import facet_distances
 from polysem.errors import RunError
 from polysem.sites import select_sites
@@ -32,6 +35,9 @@ UNIT_CIRCUIT_MEANINGS = {
     "seen": "the site whose units' contributions were compared",
     "facets": "circuits: groups that the exemplars fall into by the upstream units that made them "
     "fire; 1 if they are one blob, 0 if there are none",
+    "excess": "by how many standard deviations the tightest division is tighter than those of "
+    "contributions shuffled among the exemplars, each upstream unit's by themselves; above 4 there "
+    "are circuits",
     "within": "mean distance between embeddings of exemplars of one circuit, 0 to 2 (PURE, Dreyer "
     "et al. 2404.06453); missing without embeddings",
     "across": "mean distance between embeddings of exemplars of different circuits, 0 to 2; above "
@@ -47,10 +53,11 @@ def circuits(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Divide the exemplars of every unit by what made them fire, and keep the tables in the run.
 
-    What is compared are the contributions of an earlier site's units that ``polysem explain --run
-    RUN --upstream`` keeps, by Euclidean distance as in PURE (Dreyer et al. 2024, arXiv
-    2404.06453), which however takes the number of circuits as given. Exemplars to which no
-    upstream unit contributed have none.
+    What is compared are the shares that an earlier site's units have in the activation, which
+    ``polysem explain --run RUN --upstream`` keeps. As in PURE (Dreyer et al. 2024, arXiv
+    2404.06453), but by the distance of signed square roots (Hellinger's) instead of the shares
+    themselves, and with the number of circuits found out instead of given. Exemplars to which no
+    upstream unit contributed are in no circuit.
 
     Parameters
     ----------
@@ -78,7 +85,7 @@ def circuits(
         run.
     """
     todo = [face for site in _traced(run, sites) for face in faces(run, site)]
-    parts = divide(todo, _shares, "circuits", most=most, seed=seed, progress=progress)
+    parts = divide(todo, _roots, "circuits", null=shuffled, most=most, seed=seed, progress=progress)
     images = image_embeddings(run) if (run.path / "embeddings.zarr").is_dir() else None
     of_units = []
     for face, (found, units, _) in zip(todo, parts, strict=True):
@@ -112,8 +119,8 @@ def _traced(run: Run, globs: str | None) -> list[str]:
     return chosen
 
 
-def _shares(face: Face) -> tuple[npt.NDArray[np.float32], str]:
-    """Return upstream shares [unit, rank, source_unit], NaN where none, and of which site."""
+def _roots(face: Face) -> tuple[npt.NDArray[np.float32], str]:
+    """Return roots of upstream shares [unit, rank, source_unit], NaN where none; and which site."""
     stored = face.run.upstream(face.site)
     shares = stored["share"].sel(tail=face.tail).to_numpy().astype(np.float32)
     n_ranks = shares.shape[1]
@@ -122,8 +129,9 @@ def _shares(face: Face) -> tuple[npt.NDArray[np.float32], str]:
             f"{face.run.path / 'upstream.zarr' / face.site} belongs to another run; trace it again"
         )
     shares[face.constant] = np.nan
-    shares[~(np.abs(shares).sum(2) > 0)] = np.nan
-    return shares, str(stored.attrs["source"])
+    roots = np.sqrt(np.abs(shares)) * np.sign(shares)
+    roots[~(np.abs(shares).sum(2) > 0)] = np.nan
+    return roots, str(stored.attrs["source"])
 
 
 def _distances(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from polysem.analysis.faces import Face, chosen_sites, faces
-from polysem.analysis.facets import Facets, find_facets
+from polysem.analysis.facets import Facets, Null, blobs, find_facets
 from polysem.analysis.monosemanticity import unit_length
 from polysem.errors import RunError
 from polysem.progress import progress_bar
@@ -116,6 +116,7 @@ def divide(
     vectors: Callable[[Face], tuple[npt.NDArray[np.float32], str]],
     what: str,
     *,
+    null: Null = blobs,
     most: int,
     seed: int,
     progress: bool,
@@ -133,7 +134,7 @@ def divide(
         for face in todo:
             exemplars, seen = vectors(face)
             move(what, done, n_all)
-            found = find_facets(exemplars, most=most, seed=seed)
+            found = find_facets(exemplars, null=null, most=most, seed=seed)
             done += face.n_units
             share = _shares(face, found, most)
             units = _unit_rows(face, found, share, seen)

@@ -10,7 +10,8 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from polysem.explain.methods import applicable_methods
 from polysem.explain.run_maps import explain_run
 from polysem.explain.sanity import sanity_checks
 from polysem.explain.target import Target, sites_of
+from polysem.explain.upstream import upstream
 from polysem.models.bcos import explanation_mode
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
@@ -55,7 +57,7 @@ SOURCES = {
     "explain/cam.py": "explain_by_all",
     "explain/rollout.py": "explain_by_all",
     "explain/baselines.py": "explain_by_all",
-    "explain/run_maps.py": "explain_exemplars",
+    "explain/run_exemplars.py": "explain_exemplars",
     "probe/gates.py": "study_heads",
     "probe/head_writes.py": "study_heads",
     "probe/interactions.py": "study_heads",
@@ -125,6 +127,17 @@ def account(work: Work) -> None:
 
 
 def explain_exemplars(work: Work) -> None:
+    with probed_whole(work) as (run, loaded, data):
+        explain_run(run, loaded, data=data, sites=work.site, device="cpu", progress=False)
+
+
+def trace_exemplars(work: Work) -> None:
+    with probed_whole(work) as (run, loaded, data):
+        upstream(run, loaded, data=data, sites=work.site, device="cpu", progress=False)
+
+
+@contextmanager
+def probed_whole(work: Work) -> Iterator[tuple[Run, LoadedModel, Shapes]]:
     """The probe before is a user of its own; a run of a whole model is explained by this one."""
     site = work.site if work.site in sites_of(work.model) else work.site.removesuffix("s")
     whole = deepcopy(work.model)
@@ -132,15 +145,15 @@ def explain_exemplars(work: Work) -> None:
         for name, child in module.named_children():
             if isinstance(child, Broken):
                 setattr(module, name, nn.Identity())
-    probe(Work(whole, site, work.folder))
+    before = "layer1.1.hook_post" if site.startswith("layer") else "blocks.0.mlp.hook_post"
+    probe(Work(whole, f"{before},{site}", work.folder))
     try:
         run = Run.open(work.folder / "run")
         loaded = LoadedModel(
             work.model, Transform(**run.manifest["model"]["transform"]), None, "small", "small",
             run.manifest["model"]["sha256"],
         )  # fmt: skip
-        data = Shapes("test", n=5, size=32)
-        explain_run(run, loaded, data=data, sites=work.site, device="cpu", progress=False)
+        yield run, loaded, Shapes("test", n=5, size=32)
     except BaseException:
         shutil.rmtree(work.folder / "run")
         raise
@@ -229,6 +242,7 @@ USERS: list[Callable[[Work], None]] = [
     explain_by_all,
     account,
     explain_exemplars,
+    trace_exemplars,
     compare_methods,
     check_sanity,
     probe_embedded,

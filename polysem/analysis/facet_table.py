@@ -1,20 +1,32 @@
-"""The facets of every unit of a run, as tables: from exemplars and what an encoder sees of them."""
+"""The facets of every unit of a run, as tables: from exemplars and what an encoder sees of them.
+
+`circuits` divides the same exemplars by how they came about.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from polysem.analysis.faces import Face, chosen_sites, faces
-from polysem.analysis.facets import Facets, find_facets
+from polysem.analysis.facets import Facets, Null, blobs, find_facets
 from polysem.analysis.monosemanticity import unit_length
 from polysem.errors import RunError
 from polysem.progress import progress_bar
 from polysem.store.additions import add_table
 from polysem.store.run import Run
 
-__all__ = ["FACET_MEANINGS", "UNIT_MEANINGS", "facets"]
+__all__ = [
+    "FACET_MEANINGS",
+    "UNIT_MEANINGS",
+    "divide",
+    "exemplar_embeddings",
+    "facets",
+    "image_embeddings",
+]
 
 _KEYS = {
     "site": "where in the network",
@@ -80,7 +92,7 @@ def facets(
     PolysemError
         No embeddings, a site that is not there, fewer than six exemplars a unit, a damaged run.
     """
-    images = _image_embeddings(run)
+    images = image_embeddings(run)
     ranks = min(int(run.manifest["options"]["top_k"]), int(run.manifest["n_images"]))
     if ranks < 6:
         raise RunError(
@@ -88,25 +100,56 @@ def facets(
             "least six images with --top-k 16 or more"
         )
     todo = [face for site in chosen_sites(run, sites) for face in faces(run, site)]
+    parts = divide(
+        todo, lambda face: exemplar_embeddings(face, images), "facets",
+        most=most, seed=seed, progress=progress,
+    )  # fmt: skip
+    of_units = pd.concat([units for _, units, _ in parts], ignore_index=True)
+    of_facets = pd.concat([rows for _, _, rows in parts], ignore_index=True)
+    add_table(run, "unit_facets", of_units, meanings=UNIT_MEANINGS)
+    add_table(run, "facets", of_facets, meanings=FACET_MEANINGS)
+    return of_units, of_facets
+
+
+def divide(
+    todo: Sequence[Face],
+    vectors: Callable[[Face], tuple[npt.NDArray[np.float32], str]],
+    what: str,
+    *,
+    null: Null = blobs,
+    most: int,
+    seed: int,
+    progress: bool,
+) -> list[tuple[Facets, pd.DataFrame, pd.DataFrame]]:
+    """Divide the exemplars of some faces by vectors [unit, rank, dim], and say what these are.
+
+    Returns
+    -------
+    list of (Facets, DataFrame, DataFrame)
+        For each face, with the columns of `UNIT_MEANINGS` and of `FACET_MEANINGS`.
+    """
     n_all, done = sum(face.n_units for face in todo), 0
-    of_units, of_facets = [], []
+    parts = []
     with progress_bar(unit="units", show=progress) as move:
         for face in todo:
-            exemplars, seen = _exemplars(face, images)
-            move("facets", done, n_all)
-            found = find_facets(exemplars, most=most, seed=seed)
+            exemplars, seen = vectors(face)
+            move(what, done, n_all)
+            found = find_facets(exemplars, null=null, most=most, seed=seed)
             done += face.n_units
             share = _shares(face, found, most)
-            of_units.append(_unit_rows(face, found, share, seen))
-            of_facets.append(_facet_rows(face, found, share))
-    units = pd.concat(of_units, ignore_index=True)
-    parts = pd.concat(of_facets, ignore_index=True)
-    add_table(run, "unit_facets", units, meanings=UNIT_MEANINGS)
-    add_table(run, "facets", parts, meanings=FACET_MEANINGS)
-    return units, parts
+            units = _unit_rows(face, found, share, seen)
+            parts.append((found, units, _facet_rows(face, found, share)))
+    return parts
 
 
-def _image_embeddings(run: Run) -> npt.NDArray[np.float64]:
+def image_embeddings(run: Run) -> npt.NDArray[np.float64]:
+    """Return the embeddings of a run's images [image, dim], of length 1.
+
+    Raises
+    ------
+    RunError
+        If there are none, or they belong to other images.
+    """
     found = run.embeddings
     if len(found) != len(run.images):
         raise RunError(
@@ -116,7 +159,9 @@ def _image_embeddings(run: Run) -> npt.NDArray[np.float64]:
     return unit_length(found.to_numpy())
 
 
-def _exemplars(face: Face, images: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], str]:
+def exemplar_embeddings(
+    face: Face, images: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float32], str]:
     """Return embeddings of the exemplars [unit, rank, dim], NaN where none, and what they show."""
     top = face.of_tail["top_image"].to_numpy()
     there = np.isfinite(top) & ~face.constant[:, None]
@@ -131,7 +176,9 @@ def _exemplars(face: Face, images: npt.NDArray[np.float64]) -> tuple[npt.NDArray
 
 def _shares(face: Face, found: Facets, most: int) -> npt.NDArray[np.float64]:
     """Return each facet's share of activation [unit, facet]; of exemplars where none is above."""
-    value = face.sign * face.of_tail["top_value"].to_numpy().astype(np.float64)
+    n_ranks = found.group.shape[1]  # circuits may be traced of the first ranks alone
+    top = face.of_tail["top_value"].to_numpy()[:, :n_ranks]
+    value = face.sign * top.astype(np.float64)
     above = (value - face.sign * face.moment("mean")[:, None]).clip(min=0)
     above = np.where(found.group >= 0, above, 0)
     above = np.where(above.sum(1, keepdims=True) > 0, above, found.group >= 0)

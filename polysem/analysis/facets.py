@@ -8,11 +8,17 @@ The null is exact. Of a normal blob, whatever its covariance and dimension, the 
 principal axes are a uniformly random frame times the singular values. So the tightness of a
 unit's groups is held against the same clustering of random frames with the unit's own singular
 values: a blob has no way to look special, however stretched it is.
+
+Where few of the coordinates are large at a time, as in what upstream units contribute, single
+exemplars stand far out and no blob is a fair null. `shuffled` keeps how each coordinate is spread,
+and takes away that coordinates go together; it tells whether there are facets, and blobs how many.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +29,11 @@ from torch.nn.functional import one_hot
 from polysem.analysis.k_means import adjusted_rand, k_means, silhouette
 from polysem.analysis.scaling import Floats
 
-__all__ = ["Facets", "find_facets"]
+__all__ = ["Facets", "Null", "blobs", "find_facets", "shuffled"]
+
+#: From exemplars [unit, rank, dim], their frames [unit, rank, axis] and singular values [unit,
+#: axis], a random frame and singular values like these of exemplars without facets.
+Null: TypeAlias = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 #: Numbers of an array of exemplars held at once, so that memory does not grow with the units.
 _AT_ONCE = 1 << 23
@@ -60,9 +70,28 @@ class Facets:
     stability: npt.NDArray[np.float64]
 
 
+def blobs(
+    _points: Tensor, frame: Tensor, spread: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw normal blobs, stretched like the exemplars."""
+    draw = torch.randn(*frame.shape[1:], generator=generator)
+    random_frame = torch.linalg.qr(draw - draw.mean(0))[0]
+    return random_frame.expand(len(frame), -1, -1), spread
+
+
+def shuffled(
+    points: Tensor, frame: Tensor, _spread: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Shuffle each coordinate among the exemplars, the same way for all units."""
+    order = torch.rand(points.shape[1:], generator=generator).argsort(0)
+    again, spread, _ = _principal_scores(points.gather(1, order.expand_as(points)), frame.shape[2])
+    return again, spread
+
+
 def find_facets(
     exemplars: Floats,
     *,
+    null: Null = blobs,
     most: int = 5,
     n_blobs: int = 32,
     n_resamples: int = 10,
@@ -75,10 +104,13 @@ def find_facets(
     exemplars : float array [unit, rank, dim]
         Embeddings of each unit's exemplars; NaN rows where there is none. Distances are
         Euclidean: scale embeddings to length 1 first if only directions should count.
+    null : callable, default blobs
+        What tells whether there is more than one facet; `shuffled` for vectors with few large
+        coordinates. How many there are, blobs tell.
     most : int
         Facets looked for at most, and no more than a third of the exemplars.
     n_blobs : int
-        Blobs that each unit's divisions are held against.
+        Blobs, or shuffles, that each unit's divisions are held against.
     n_resamples : int
         Resamples behind the stability.
     seed : int
@@ -117,6 +149,7 @@ def find_facets(
             generator = torch.Generator().manual_seed(seed)
             part = _facets_of(
                 torch.from_numpy(np.ascontiguousarray(points, dtype=np.float32)),
+                null,
                 min(most, n_there // 3),
                 n_blobs,
                 n_resamples,
@@ -131,7 +164,12 @@ def find_facets(
 
 
 def _facets_of(
-    points: Tensor, most: int, n_blobs: int, n_resamples: int, generator: torch.Generator
+    points: Tensor,
+    null: Null,
+    most: int,
+    n_blobs: int,
+    n_resamples: int,
+    generator: torch.Generator,
 ) -> Facets:
     """Return the facets of units that all have the same number of exemplars [unit, rank, dim]."""
     n_units, n_points = points.shape[:2]
@@ -144,8 +182,11 @@ def _facets_of(
         rows = varied.nonzero()[:, 0]
     if len(rows):
         frame, spread = frame[rows], spread[rows]
-        gap = _gaps(frame, spread, most, n_blobs, generator)
+        gap = _gaps(blobs, points[rows], frame, spread, most, n_blobs, generator)
         excess[rows], best = gap.max(0)
+        if null is not blobs:  # which tells whether there are facets, and blobs how many
+            other = _gaps(null, points[rows], frame, spread, most, n_blobs, generator)
+            excess[rows] = other.max(0).values
         for k in range(2, most + 1):
             mine = (excess[rows] > _DEVIATIONS) & (best == k - 2)
             if not bool(mine.any()):
@@ -171,18 +212,19 @@ def _principal_scores(points: Tensor, n_axes: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _gaps(
-    frame: Tensor, spread: Tensor, most: int, n_blobs: int, generator: torch.Generator
+    null: Null,
+    points: Tensor,
+    frame: Tensor,
+    spread: Tensor,
+    most: int,
+    n_draws: int,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Return how much tighter 2 to `most` groups are than those of blobs [k, unit]."""
+    """Return how much tighter 2 to `most` groups are than those of a null [k, unit]."""
     observed = _tightness(frame, spread, most)
-    n_points, n_axes = frame.shape[1:]
-    blobs = []
-    for _ in range(n_blobs):
-        draw = torch.randn(n_points, n_axes, generator=generator)
-        random_frame = torch.linalg.qr(draw - draw.mean(0))[0]
-        blobs.append(_tightness(random_frame.expand(len(frame), -1, -1), spread, most))
-    null = torch.stack(blobs)
-    return (observed - null.mean(0)) / null.std(0).clamp(min=1e-6)
+    draws = (null(points, frame, spread, generator) for _ in range(n_draws))
+    nulls = torch.stack([_tightness(*draw, most) for draw in draws])
+    return (observed - nulls.mean(0)) / nulls.std(0).clamp(min=1e-6)
 
 
 def _tightness(frame: Tensor, spread: Tensor, most: int) -> Tensor:

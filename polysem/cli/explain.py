@@ -52,8 +52,20 @@ def explain(
     ground: Annotated[
         Literal["white", "black", "transparent"], typer.Option(help="Of colour explanations.")
     ] = "white",
+    upstream: Annotated[
+        bool,
+        typer.Option(
+            "--upstream",
+            help="With --run: instead of maps, which units of the previous site of its kind made "
+            "each exemplar fire, for polysem facets --by circuits.",
+        ),
+    ] = False,
     sites: Annotated[
-        str | None, typer.Option(help="With --run: globs of sites. Default: all of the run.")
+        str | None,
+        typer.Option(
+            help="With --run: globs of sites. Default: all of the run; with --upstream the last "
+            "of neurons or channels, as 1,024 units take 64 MB and more.",
+        ),
     ] = None,
     exemplars: Annotated[
         int | None, typer.Option(help="With --run: so many of each tail. Default: all.", min=1)
@@ -78,7 +90,7 @@ def explain(
 
     B-cos networks are explained exactly and in colour, others by class activation maps, attention
     and gradients. Writes overview.png, images/, maps.npz and index.csv; with --run, contribution
-    maps of all exemplars into the run.
+    maps of all exemplars into the run, or with --upstream what made them fire one site before.
 
     Example: [bold]polysem explain --model ckpt.pt --image cat.jpg --out why[/bold]
 
@@ -93,8 +105,10 @@ def explain(
         raise SpecError("say where to write: --out FOLDER")
     if run is not None and (out is not None or target is not None):
         raise SpecError("with --run, maps of all units go into the run: leave --out, --target out")
-    if run is None and (sites, exemplars, cells) != (None, None, None):
-        raise SpecError("--sites, --exemplars and --cells belong to --run")
+    if run is None and (upstream or (sites, exemplars, cells) != (None, None, None)):
+        raise SpecError("--sites, --exemplars, --cells and --upstream belong to --run")
+    if upstream and cells is not None:
+        raise SpecError("--cells are those of maps, and --upstream makes none: leave one out")
     import torch
 
     from polysem.explain.pictures import open_model
@@ -102,7 +116,10 @@ def explain(
     torch.manual_seed(0)  # timm:NAME without weights draws them: the same in every run
     loaded = open_model(model, device, weights=weights, arch=arch)
     if run is not None:
-        _explain_run(run, loaded, data, sites, exemplars, cells, device)
+        if upstream:
+            _trace_run(run, loaded, data, sites, exemplars, device)
+        else:
+            _explain_run(run, loaded, data, sites, exemplars, cells, device)
         return
     assert out is not None
     from polysem.explain.explain import explain as explain_images
@@ -146,6 +163,20 @@ def _explain_run(
         run, loaded, sites=sites, data=data, exemplars=exemplars, cells=cells, device=device
     )
     print(f"wrote {store}; read it with Run.open({str(run)!r}).contributions(SITE)")
+
+
+def _trace_run(
+    run: Path,
+    loaded: LoadedModel,
+    data: str | None,
+    sites: str | None,
+    exemplars: int | None,
+    device: str,
+) -> None:
+    from polysem.explain.upstream import upstream
+
+    store = upstream(run, loaded, sites=sites, data=data, exemplars=exemplars, device=device)
+    print(f"wrote {store}; divide it into circuits with: polysem facets {run} --by circuits")
 
 
 def _overview(found: Explanations, said: str) -> Figure:

@@ -202,6 +202,26 @@ class Run:
             )
         return _open(self.path / "contributions.zarr", site)
 
+    def upstream(self, site: str) -> xr.Dataset:
+        """Return which units of an earlier site made a site's exemplars fire, lazily.
+
+        ``share`` [tail, unit, rank, source_unit], NaN where there is no exemplar; ``value`` and
+        ``explained`` [tail, unit, rank]; ``attrs`` name the ``source``. Ranks may be fewer than
+        the run's.
+
+        Raises
+        ------
+        RunError
+            If there is none of this site.
+        """
+        if not (self.path / "upstream.zarr" / site).is_dir():
+            raise RunError(
+                f"{self.path} does not hold what made {site} fire upstream; trace it with polysem "
+                f"explain --run {self.path} --model {self.manifest['model']['spec']} --upstream "
+                f"--sites '{site}'"
+            )
+        return _open(self.path / "upstream.zarr", site)
+
     def __repr__(self) -> str:
         model, data = self.manifest["model"]["name"], self.manifest["data"]["name"]
         return (

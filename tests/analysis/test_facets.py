@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polysem.analysis.facets import find_facets
+from polysem.analysis.facets import find_facets, shuffled
 
 CASES = [(n, d) for n in (8, 16, 32) for d in (2, 16, 256)]
 
@@ -76,3 +76,17 @@ def test_units_do_not_depend_on_each_other() -> None:
     whole, alone = find_facets(points), find_facets(points[2:3])
     np.testing.assert_allclose(whole.excess[2], alone.excess[0], rtol=1e-4)
     np.testing.assert_array_equal(whole.group[2], alone.group[0])
+
+
+def test_what_stands_out_by_itself_is_no_facet_among_shuffled() -> None:
+    """Sparse coordinates: single exemplars stand far out; two patterns of them are two facets."""
+    rng = np.random.default_rng(0)
+    n_units, n_dims = 100, 48
+    sparse = rng.lognormal(0, 1, (n_units, 16, n_dims)) * (rng.random((n_units, 16, n_dims)) < 0.2)
+    drivers = rng.dirichlet(np.full(n_dims, 0.05), (n_units, 2))[:, np.arange(16) % 2]
+    driven = drivers * rng.lognormal(0, 0.5, sparse.shape) + 0.1 * sparse / n_dims
+    roots = [np.sqrt(part / part.sum(-1, keepdims=True)) for part in (sparse, driven)]
+    alone, two = (find_facets(part, null=shuffled, n_resamples=1).count for part in roots)
+    assert (alone > 1).mean() <= 0.05
+    assert (two == 2).mean() >= 0.9
+    assert (find_facets(roots[0], n_resamples=1).count > 1).mean() > 0.15  # blobs mistake it

@@ -78,6 +78,12 @@ def test_a_run(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, said, err = run(capsys, "explain", *words, "--exemplars", 1)
     assert (code, err) == (0, "") and "contributions.zarr" in said
     assert Run.open(folder).contributions("blocks.1.attn.hook_z").sizes["rank"] == 1
+    words = ["--run", folder, "--model", checkpoint, "--upstream"]
+    code, said, err = run(capsys, "explain", *words)
+    assert (code, err) == (0, "") and "polysem facets" in said
+    assert Run.open(folder).upstream("blocks.1.mlp.hook_post").sizes["rank"] == 2
+    assert "makes none" in refused(capsys, *words, "--cells", 2)
+    assert "cannot be traced" in refused(capsys, *words, "--sites", "*.attn.*")
     assert "holds 3 images" in refused(capsys, *words, "--data", "shapes:test?n=3&size=32")
     assert "other weights" in refused(
         capsys, "--run", folder, "--model", "timm:bcos_vit_micro_patch8_64"
@@ -94,6 +100,7 @@ def test_bad_requests_get_a_sentence(
         ((*model, *out, *data, "--image", "x.png"), "say what to explain"),
         ((*model, *data), "say where to write"),
         ((*model, *data, *out, "--sites", "x"), "belong to --run"),
+        ((*model, *data, *out, "--upstream"), "belong to --run"),
         ((*model, *out, "--run", "r"), "leave --out, --target out"),
         ((*model, *data, *out, "--target", "d"), "there is no class 'd'"),
         ((*model, *data, *out, "--target", "blocks.1.mlp.hook_post:99"), "has no unit 99"),

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from polysem._overcomplete import import_overcomplete
+from polysem.analysis.excess_rank import excess_rank
 from polysem.analysis.excitation import hoyer_sparsity
 from polysem.analysis.faces import Face, chosen_sites, faces
 from polysem.analysis.medians import median_difference
@@ -197,6 +198,7 @@ def _scores(run: Run, rows: npt.NDArray[np.int64]) -> dict[str, Callable[[Floats
     if (run.path / "embeddings.zarr").is_dir():
         embeddings = run.embeddings.to_numpy()[rows]
         found["ms"] = partial(monosemanticity_score, embeddings=embeddings)
+        found["excess_rank"] = partial(excess_rank, embeddings=embeddings)
     return found
 
 

@@ -21,7 +21,7 @@ __all__ = ["MEANINGS", "SCORES", "cliffs_delta", "compare_layers"]
 SCORES = (
     "kurtosis", "hoyer", "treves_rolls", "gini", "tail_ratio", "near_max_share",
     "half_mass_share", "selectivity", "effective_classes", "best_class_auroc", "ms",
-    "ms_above_chance", "clarity",
+    "ms_above_chance", "excess_rank", "clarity",
 )  # fmt: skip
 
 #: What the columns of the comparison hold.

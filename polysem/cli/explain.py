@@ -74,7 +74,7 @@ def explain(
         int | None, typer.Option(help="With --run: cells along a map. Default: the patches.", min=1)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 16,
-    seed: Annotated[int, typer.Option(help="Of the sample of images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sample of images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     weights: Annotated[
         Path | None, typer.Option(help="Weights file for timm:NAME or bcos:NAME.")
@@ -105,6 +105,8 @@ def explain(
         raise SpecError("say where to write: --out FOLDER")
     if run is not None and (out is not None or target is not None):
         raise SpecError("with --run, maps of all units go into the run: leave --out, --target out")
+    if run is not None and method != "all":
+        raise SpecError("with --run the maps are W(x), or input times gradient: leave --method out")
     if run is None and (upstream or (sites, exemplars, cells) != (None, None, None)):
         raise SpecError("--sites, --exemplars, --cells and --upstream belong to --run")
     if upstream and cells is not None:
@@ -112,7 +114,10 @@ def explain(
     import torch
 
     from polysem.explain.pictures import open_model
+    from polysem.explain.write import require_free
 
+    if out is not None:
+        require_free(out, overwrite=overwrite)
     torch.manual_seed(0)  # timm:NAME without weights draws them: the same in every run
     loaded = open_model(model, device, weights=weights, arch=arch)
     if run is not None:

@@ -10,6 +10,9 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
+_FILES = ("localisation.csv", "localisation.parquet", "scores.parquet", "curves.parquet",
+          "localisation.png", "gallery.png")  # fmt: skip
+
 
 def localise(
     model: Annotated[str, typer.Option(help="Checkpoint, timm:NAME or another model spec.")],
@@ -39,6 +42,9 @@ def localise(
         str | None, typer.Option(help="timm name of a bare state dict's architecture.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results that are there.")
+    ] = False,
 ) -> None:
     """Compare all methods of explanation on one model: where they point, and how faithfully.
 
@@ -49,12 +55,14 @@ def localise(
     Example: [bold]polysem localise --model data/models/shapes_micro_bcos.safetensors
     --data "shapes:test?label=colour" --out runs/localise[/bold]
     """
+    from polysem.cli.outputs import require_free
     from polysem.cli.tables import print_table, save_table
     from polysem.explain.localise import localise as compare
     from polysem.explain.pictures import open_model
     from polysem.report.explanations import gallery_figure, localisation_figure
     from polysem.report.page import save
 
+    require_free(out, _FILES, overwrite=overwrite)
     loaded = open_model(model, device, weights=weights, arch=arch)
     found = compare(
         loaded, data, methods=method, grids=tuple(grid or (2,)), n_images=images, n_grids=grids,
@@ -73,6 +81,7 @@ def localise(
             gallery.maps,
             gallery.titles,
             masks=gallery.masks,
+            colours=gallery.colours,
             title=title,
             subtitle=subtitle,
         ),
@@ -90,6 +99,9 @@ def localise(
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each method and a column for each metric, with half its interval."""
     half = (table["high"] - table["low"]) / 2
-    cells = [f"{value:.2f} ± {plus:.2f}" for value, plus in zip(table["value"], half, strict=True)]
+    cells = [
+        f"{value:.2f}" if plus != plus else f"{value:.2f} ± {plus:.2f}"
+        for value, plus in zip(table["value"], half, strict=True)
+    ]
     wide = table.assign(cell=cells).set_index(["method", "metric"])["cell"].unstack(sort=False)
     return wide.reset_index()

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
+_FILES = ("sanity.csv", "sanity.parquet", "sanity.png")
+
 
 def sanity(
     model: Annotated[str, typer.Option(help="Checkpoint, timm:NAME or another model spec.")],
@@ -34,6 +36,9 @@ def sanity(
         str | None, typer.Option(help="timm name of a bare state dict's architecture.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results that are there.")
+    ] = False,
 ) -> None:
     """Draw a model's layers anew, and see which explanations notice.
 
@@ -43,12 +48,14 @@ def sanity(
 
     Example: [bold]polysem sanity --model ckpt.pt --data photos/ --out runs/sanity[/bold]
     """
+    from polysem.cli.outputs import require_free
     from polysem.cli.tables import print_table, save_table
     from polysem.explain.pictures import open_model
     from polysem.explain.sanity import sanity_checks
     from polysem.report.explanations import sanity_figure
     from polysem.report.page import save
 
+    require_free(out, _FILES, overwrite=overwrite)
     loaded = open_model(model, device, weights=weights, arch=arch)
     table = sanity_checks(
         loaded, data, methods=method, permuted=permuted, by=by,  # type: ignore[arg-type]

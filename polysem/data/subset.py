@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from polysem.data.dataset import ImageData
+from polysem.errors import SpecError
 
 __all__ = ["Subset", "sample"]
 
@@ -57,7 +58,14 @@ def sample(data: ImageData, limit: int, *, seed: int = 0) -> ImageData:
 
     Not the first ones: stored data are often ordered by class. A smaller limit with the same seed
     gives a subset of a larger one.
+
+    Raises
+    ------
+    SpecError
+        If the seed is negative.
     """
+    if seed < 0:
+        raise SpecError(f"a seed is at least 0, not {seed}")
     if limit >= len(data):
         return data
     chosen = np.random.default_rng(seed).permutation(len(data))[:limit]

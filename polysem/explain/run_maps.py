@@ -98,7 +98,7 @@ def explain_run(
     method = "bcos" if is_bcos(loaded) else "input_gradient"
     facts = {"method": method, "model_sha256": loaded.sha256}
     arrays = {site: maps.dataset(site).assign_attrs(facts) for site in chosen}
-    return add_arrays(opened, CONTRIBUTIONS, arrays)
+    return add_arrays(opened, CONTRIBUTIONS, arrays, keep=True)
 
 
 def _grid(loaded: LoadedModel, cells: int | None) -> tuple[int, int]:

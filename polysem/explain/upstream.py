@@ -113,7 +113,7 @@ def upstream(
         )
         for site, start in starts.items()
     }
-    return add_arrays(opened, UPSTREAM, arrays)
+    return add_arrays(opened, UPSTREAM, arrays, keep=True)
 
 
 def previous_sites(sites: Iterable[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from polysem.explain.colour import Ground
 from polysem.explain.explain import COLUMNS, Explanations
 from polysem.store.writer import disk_errors
 
-__all__ = ["overlay", "write_explanations"]
+__all__ = ["overlay", "require_free", "write_explanations"]
 
 _MARK = "explain.json"
 
@@ -63,7 +63,7 @@ def write_explanations(
         If `out` is taken, or the disk refuses.
     """
     out = Path(out).expanduser()
-    _require_free(out, overwrite)
+    require_free(out, overwrite=overwrite)
     place = out.absolute()
     part = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:8]}")
     old = place.with_name(f".{place.name}.old-{uuid.uuid4().hex[:8]}")
@@ -167,7 +167,14 @@ def _save(pixels: npt.NDArray[np.uint8], file: Path) -> None:
     picture.save(file)
 
 
-def _require_free(out: Path, overwrite: bool) -> None:
+def require_free(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that explanations may not be written to.
+
+    Raises
+    ------
+    RunError
+        If it is a file, holds something else, or explanations that may not be replaced.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():

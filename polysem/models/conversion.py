@@ -6,6 +6,7 @@ layer gives ``(1 − s) · trained layer + s · B-cos layer``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import overload
 
@@ -35,7 +36,7 @@ class Conversion(nn.Module):
 
     def __init__(self, share: float = 0.0, b: float = 2.0) -> None:
         super().__init__()
-        if not b >= 1:
+        if not 1 <= b < math.inf:
             raise SpecError(f"B of a B-cos layer must be at least 1 (1 is linear), got {b}")
         self.b = b
         self.share = share

@@ -67,6 +67,7 @@ def evaluation_transform(model: nn.Module) -> Transform:
     """
     config = timm.data.resolve_model_data_config(model)
     channels, *size = config["input_size"]
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or size  # model.args
     channels = getattr(model, "in_chans", channels)  # not every architecture keeps both in step
     if channels not in (3, 6):
         raise SpecError(f"the model takes {channels} channels; polysem gives 3, or [x, 1 − x], 6")

@@ -123,7 +123,15 @@ def embed_crops(
                 {"embedding": (("tail", "unit", "rank", "dim"), values, meaning)},
                 coords={"tail": units["tail"].to_numpy().astype(object)},
             )
-    return add_arrays(run, "crop_embeddings", groups)
+    return add_arrays(run, "crop_embeddings", groups, keep=_by_same(run, used.fingerprint))
+
+
+def _by_same(run: Run, fingerprint: str) -> bool:
+    """Whether the crops that a run has, if any, were embedded by the same encoder."""
+    for group in sorted((run.path / "crop_embeddings.zarr").glob("*/")):
+        if run.crop_embeddings(group.name).attrs.get("fingerprint") != fingerprint:
+            return False
+    return True
 
 
 def _embed_places(

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from polysem.errors import SpecError
 from polysem.models.bcos import BcosLinear, explanation_mode
+from polysem.models.bcosified import BcosifiedLinear
+from polysem.models.lipsformer import PostNormBlock
 from polysem.models.taps import tapped
 from polysem.probe.gates import GatedViT
 
@@ -86,6 +88,8 @@ def head_writes(block: Any, z: Tensor) -> Tensor:
             writes = candidates.gather(-1, chosen.expand(*writes.shape[:3], -1, 1))[..., 0]
         response = writes.sum(2, keepdim=True)
         answer = proj(z.flatten(2))[:, :, None]
+        if isinstance(proj, BcosifiedLinear) and proj.bias is not None:
+            answer = answer - proj.conversion.left_of(proj.bias)  # still fading: nobody's write
         writes = writes * torch.where(response == 0, 0, answer / response)
     scale = getattr(block.attn, "feat_scale", nn.Identity())  # linear, over tokens and features
     scaled: Tensor = block.ls1(scale(writes))
@@ -96,6 +100,7 @@ def _require_known(block: Any) -> None:
     attn: Any = getattr(block, "attn", None)
     plain = (
         isinstance(block, Block)
+        and not isinstance(block, PostNormBlock)
         and isinstance(getattr(attn, "norm", nn.Identity()), nn.Identity)
         and getattr(attn, "gate", None) is None
         and isinstance(attn.proj, (nn.Linear, BcosLinear))

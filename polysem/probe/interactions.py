@@ -246,7 +246,10 @@ def costs_without(
         some = sets[start : start + many]
         here = {
             name: given
-            and {at: _repeat(z, len(some)) if len(z) == n_images else z for at, z in given.items()}
+            and {
+                at: _repeat(z, len(some)) if name == "references" and len(z) == n_images else z
+                for at, z in given.items()
+            }
             for name, given in options.items()
         }
         edits = vit.without(n_images, some, tokens, **here)

@@ -270,7 +270,7 @@ def gallery_figure(
         for c, (values, signed) in enumerate(shown):
             axes = panel(sheet, MARGIN + label + c * (cell + gap), y, cell, cell * aspect)
             _draw_map(axes, values, None if masks is None else masks[r], signed=signed)
-    notes = ["Red speaks for the class, blue against it; each map has its own scale."]
+    notes = ["Red speaks for what is explained, blue against it; each map has its own scale."]
     if masks is not None:
         notes[0] += " Outline: the object that gives the class."
     write_notes(sheet, top + len(pictures) * (cell * aspect + gap) + 0.18, notes)

@@ -54,7 +54,13 @@ def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str
     return file
 
 
-def add_arrays(run: Run, name: str, arrays: xr.Dataset | Mapping[str, xr.Dataset]) -> Path:
+def add_arrays(
+    run: Run,
+    name: str,
+    arrays: xr.Dataset | Mapping[str, xr.Dataset],
+    *,
+    keep: bool = False,
+) -> Path:
     """Write ``<name>.zarr`` into a run, in place of an older one of that name.
 
     Parameters
@@ -65,6 +71,8 @@ def add_arrays(run: Run, name: str, arrays: xr.Dataset | Mapping[str, xr.Dataset
     arrays : Dataset, or mapping of str to Dataset
         Several are groups of the store, by name. Each variable says in ``attrs["long_name"]``
         what it holds.
+    keep : bool, default False
+        Keep groups of the older store that are not among the new ones.
 
     Raises
     ------
@@ -76,6 +84,9 @@ def add_arrays(run: Run, name: str, arrays: xr.Dataset | Mapping[str, xr.Dataset
         part = _beside(store)
         old = _beside(store)
         try:
+            if keep and store.exists():
+                renewed = [group for group, _ in _groups(arrays) if group is not None]
+                shutil.copytree(store, part, ignore=lambda _, names: set(renewed) & set(names))
             for group, part_of in _groups(arrays):
                 part_of.to_zarr(part, group=group, mode="a", zarr_format=3, consolidated=False)
             if store.exists():

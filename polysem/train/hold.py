@@ -25,6 +25,7 @@ def hold(
     recipe: Recipe,
     group: Processes,
     *,
+    classes: tuple[str, ...] | None = None,
     report: Callable[[str, int, int], None],
     training: bool,
 ) -> ImageSet:
@@ -37,6 +38,8 @@ def hold(
         Of the model.
     recipe : Recipe
     group : Processes
+    classes : tuple of str, optional
+        Names of the classes where `data` has none of its own and may not show them all.
     report : callable
         Called as ``report(spec, images read, images in all)`` while images are read.
     training : bool
@@ -70,7 +73,7 @@ def hold(
         )
     if training and recipe.data.permute_labels:
         held = replace(held, labels=permuted(held.labels, recipe.seed))
-    return held
+    return held if classes is None else replace(held, classes=classes)
 
 
 def _streams(data: ImageData, transform: Transform, asked: bool | None, *, crops: bool) -> bool:

@@ -108,11 +108,11 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
     network = with_methods(recipe)
     train = load_data(recipe.data.train, limit=recipe.data.train_limit)
     test = load_data(recipe.data.test, limit=recipe.data.test_limit)
-    n_classes = _n_classes(train, test)
+    classes = _classes(train, test)
     epoch_steps, total_steps = _lengths(recipe, len(train))
     _check_parts(recipe, len(train), group.count)
     torch.manual_seed(recipe.seed)
-    model = build_model(network, n_classes=n_classes)
+    model = build_model(network, n_classes=len(classes))
     check_conversion(recipe, model, total_steps)
     transform = start_weights(recipe, model)
     memory_format = choose_memory_format(model, group.device)
@@ -125,8 +125,10 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
         warmup_steps=recipe.schedule.warmup_steps,
         final_lr=recipe.schedule.final_lr,
     )
-    learned = hold(train, transform, recipe, group, report=report, training=True)
-    tested = hold(test, transform, recipe, group, report=report, training=False)
+    learned, tested = (
+        hold(data, transform, recipe, group, classes=classes, report=report, training=training)
+        for data, training in ((train, True), (test, False))
+    )
     average = choose_average(recipe, model)
     job = Job(
         recipe=recipe,
@@ -177,7 +179,7 @@ def _known_model(recipe: Recipe) -> None:
         raise RecipeError(f"model.name: {error}") from None
 
 
-def _n_classes(train: ImageData, test: ImageData) -> int:
+def _classes(train: ImageData, test: ImageData) -> tuple[str, ...]:
     for data in (train, test):
         if data.labels is None:
             raise DataError(f"{data.name} has no labels; training needs them")
@@ -189,10 +191,10 @@ def _n_classes(train: ImageData, test: ImageData) -> int:
             f"{test.classes}"
         )
     if train.classes is not None:
-        return len(train.classes)
+        return train.classes
     assert train.labels is not None
     assert test.labels is not None
-    return int(max(train.labels.max(), test.labels.max())) + 1
+    return tuple(map(str, range(int(max(train.labels.max(), test.labels.max())) + 1)))
 
 
 def _lengths(recipe: Recipe, n_images: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -171,7 +171,7 @@ class Recipe(_Section):
     batch_size: _Count = 128
     accumulate: _Count = 1
     ema: _BelowOne | None = None
-    seed: _CountOrZero = 0
+    seed: Annotated[_CountOrZero, Field(lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     threads: _Count | None = None
@@ -187,6 +187,15 @@ class Recipe(_Section):
             raise ValueError(
                 "augment.resized_crop cuts from whole pictures, which are streamed: data.stream "
                 "must be true or left out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Recipe:
+        if self.schedule.final_lr > self.optimiser.lr:
+            raise ValueError(
+                f"schedule.final_lr ({self.schedule.final_lr:g}) must not be above optimiser.lr "
+                f"({self.optimiser.lr:g}), from which the rate falls"
             )
         return self
 
@@ -287,7 +296,7 @@ def _sentence(fault: Any) -> str:
     if kind == "value_error":
         reason = str(fault["ctx"]["error"])
         shown = "" if isinstance(fault["input"], Mapping) else f" is {fault['input']!r}"
-        return f"{key}{shown}: {reason}"
+        return f"{key}{shown}: {reason}" if key else reason
     reason = fault["msg"].removeprefix("Input ")
     return f"{key} is {fault['input']!r}: it {reason}"
 

@@ -6,7 +6,8 @@ from small_models import images_for, small_vit
 from torch.nn.functional import cosine_similarity
 
 from polysem.errors import SpecError
-from polysem.models.bcos import logit_bias
+from polysem.models.bcos import add_inverse, logit_bias
+from polysem.models.bcosify import bcosify
 from polysem.models.hooked import HookedVisionModel
 from polysem.probe.gates import GatedViT, frozen
 from polysem.probe.head_writes import attribute, head_writes
@@ -103,3 +104,22 @@ def test_what_features_are_scaled_by_is_in_the_writes(name: str) -> None:
     constant = attention.feat_scale(attention.proj(0 * cache["z", 1].flatten(2)))
     writes = head_writes(model.blocks[1], cache["z", 1])
     torch.testing.assert_close(writes.sum(2) + constant, cache["attn_out", 1])
+
+
+def test_what_fades_from_a_b_cosified_projection_is_no_head_s_write() -> None:
+    """At share 0 the network is the standard one, and so are the shares of its heads."""
+    plain = small_vit("class_token")
+    images, labels = images_for(plain), torch.tensor([1, 4])
+    ours = bcosify(plain, mean=(0.0,) * 3, std=(1.0,) * 3, share=0.0)
+    found = []
+    for model, given in ((plain, images), (ours, add_inverse(images))):
+        with frozen(model):
+            found.append(attribute(GatedViT(model), given, labels))
+    torch.testing.assert_close(found[1].heads, found[0].heads, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found[1].logit, found[0].logit)
+
+
+def test_heads_before_a_norm_of_the_sum_cannot_be_told_apart() -> None:
+    model = small_vit("standard", post_norm=True)
+    with frozen(model), pytest.raises(SpecError, match="cannot be told apart"):
+        attribute(GatedViT(model), images_for(model), torch.tensor([1, 4]))

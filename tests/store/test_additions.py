@@ -48,3 +48,16 @@ def test_arrays_replace_older_ones_whole(run: Run, monkeypatch: pytest.MonkeyPat
 
 def _interrupted(self: xr.Dataset, *args: object, **options: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_groups_of_an_older_store_stay_where_they_are_wanted(run: Run) -> None:
+    def ones(value: float) -> xr.Dataset:
+        return xr.Dataset({"map": ("unit", np.full(2, value), {"long_name": "a map"})})
+
+    add_arrays(run, "maps", {"a": ones(1), "b.c": ones(2)})
+    store = add_arrays(run, "maps", {"b.c": ones(3), "d": ones(4)}, keep=True)
+    for group, value in (("a", 1), ("b.c", 3), ("d", 4)):
+        found = xr.open_zarr(store, group=group, consolidated=False)
+        np.testing.assert_array_equal(found["map"], [value] * 2)
+    add_arrays(run, "maps", {"d": ones(5)})
+    assert [path.name for path in store.iterdir() if path.is_dir()] == ["d"]

@@ -14,7 +14,9 @@ from polysem.progress import progress_bar
 from polysem.store.additions import add_table
 from polysem.store.run import Run
 
-__all__ = ["FACET_MEANINGS", "UNIT_MEANINGS", "facets"]
+__all__ = [
+    "FACET_MEANINGS", "UNIT_MEANINGS", "exemplar_embeddings", "facets", "image_embeddings",
+]  # fmt: skip
 
 _KEYS = {
     "site": "where in the network",
@@ -80,7 +82,7 @@ def facets(
     PolysemError
         No embeddings, a site that is not there, fewer than six exemplars a unit, a damaged run.
     """
-    images = _image_embeddings(run)
+    images = image_embeddings(run)
     ranks = min(int(run.manifest["options"]["top_k"]), int(run.manifest["n_images"]))
     if ranks < 6:
         raise RunError(
@@ -92,7 +94,7 @@ def facets(
     of_units, of_facets = [], []
     with progress_bar(unit="units", show=progress) as move:
         for face in todo:
-            exemplars, seen = _exemplars(face, images)
+            exemplars, seen = exemplar_embeddings(face, images)
             move("facets", done, n_all)
             found = find_facets(exemplars, most=most, seed=seed)
             done += face.n_units
@@ -106,7 +108,8 @@ def facets(
     return units, parts
 
 
-def _image_embeddings(run: Run) -> npt.NDArray[np.float64]:
+def image_embeddings(run: Run) -> npt.NDArray[np.float64]:
+    """Return embeddings of all images of a run [image, dim], of length 1; RunError if none."""
     found = run.embeddings
     if len(found) != len(run.images):
         raise RunError(
@@ -116,7 +119,9 @@ def _image_embeddings(run: Run) -> npt.NDArray[np.float64]:
     return unit_length(found.to_numpy())
 
 
-def _exemplars(face: Face, images: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float32], str]:
+def exemplar_embeddings(
+    face: Face, images: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float32], str]:
     """Return embeddings of the exemplars [unit, rank, dim], NaN where none, and what they show."""
     top = face.of_tail["top_image"].to_numpy()
     there = np.isfinite(top) & ~face.constant[:, None]

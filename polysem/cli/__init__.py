@@ -15,6 +15,7 @@ from polysem.cli.clusters import clusters
 from polysem.cli.compare_heads import compare_heads
 from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
+from polysem.cli.describe_neurons import describe_neurons
 from polysem.cli.embed import embed
 from polysem.cli.explain import explain
 from polysem.cli.facets import facets
@@ -46,6 +47,7 @@ for _command in (
     clusters,
     heads,
     compare_heads,
+    describe_neurons,
     explain,
     localise,
     sanity,

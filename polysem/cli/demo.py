@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polysem.errors import MissingError
 from polysem.sites import parse_site
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ def demo(
     """
     from polysem.cli.show import write_sheet
     from polysem.cli.tables import print_table
+    from polysem.data.shipped import shipped_file
     from polysem.probe.probe import probe
     from polysem.report.figures import striking_units
 
@@ -36,7 +36,10 @@ def demo(
     for name in ("bcos", "vit"):
         print(f"probing shapes_micro_{name} on {images:,} drawn images …")
         runs[name] = probe(
-            shipped_model(f"shapes_micro_{name}"), data, out=out / name, overwrite=True
+            shipped_file("models", f"shapes_micro_{name}.safetensors"),
+            data,
+            out=out / name,
+            overwrite=True,
         )
     table = compare_twins(runs)
     table.to_csv(out / "table.csv", index=False)
@@ -49,23 +52,6 @@ def demo(
         for unit in striking_units(run, site, 3):
             print(f"wrote {write_sheet(run, site, unit, out / f'{name}-{site}-{unit}.png')}")
     print(f"runs, table.csv and pictures are in {out}; try: polysem show {out / 'bcos'}")
-
-
-def shipped_model(name: str) -> Path:
-    """Return the path of a checkpoint that ships with polysem.
-
-    Raises
-    ------
-    MissingError
-        If polysem was installed without its ``data`` folder.
-    """
-    path = Path(__file__).parents[2] / "data" / "models" / f"{name}.safetensors"
-    if not path.is_file():
-        raise MissingError(
-            f"no shipped model at {path}: the demo needs polysem's source tree; install with "
-            '`pip install -e ".[dev]"` from a clone'
-        )
-    return path
 
 
 def compare_twins(runs: dict[str, Run]) -> pd.DataFrame:

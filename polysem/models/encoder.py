@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +21,14 @@ from torch import Tensor, nn
 from polysem import _torchvision
 from polysem.device import choose_device
 from polysem.errors import CheckpointError, MissingError, SpecError, did_you_mean
+from polysem.models.clip import Clip, open_clip_transform, quiet_open_clip
 from polysem.models.load import LoadedModel, load_model
 from polysem.models.transform import Transform
 from polysem.models.weights import fit, read_tensors, require_finite, state_digest
 
 _torchvision.repair()
 
-__all__ = ["Encoder", "encoder_of", "load_encoder", "pooled_fingerprint"]
+__all__ = ["Encoder", "encoder_of", "image_encoder", "load_encoder", "pooled_fingerprint"]
 
 _FORMS = (
     "model, timm:NAME, timm:NAME?pretrained, timm:NAME:FILE, open_clip:ARCH:FILE, "
@@ -148,6 +148,12 @@ def encoder_of(loaded: LoadedModel, *, spec: str = "model", random: bool = False
     return Encoder(spec, fingerprint, loaded.transform, model.eval(), features, random)
 
 
+def image_encoder(clip: Clip) -> Encoder:
+    """Return the encoder that the image tower of a vision-language model is."""
+    fingerprint = _fingerprint(clip.digest, clip.transform)
+    return Encoder(clip.spec, fingerprint, clip.transform, clip.model, clip.image_features)
+
+
 def pooled_fingerprint(loaded: LoadedModel) -> str:
     """Return the fingerprint of a model's pooled features as embeddings."""
     return _fingerprint(loaded.sha256, loaded.transform)
@@ -173,7 +179,7 @@ def _from_open_clip(spec: str, arch: str, weights: str, *, device: str | torch.d
             f"there is no file {file}, and {arch} has no pretrained weights tagged "
             f"{weights!r}{near}"
         )
-    with _quiet(), _same_random_weights():
+    with quiet_open_clip(), _same_random_weights():
         tag = weights if weights in tags else None
         try:
             model = open_clip.create_model(arch, pretrained=tag)
@@ -187,7 +193,7 @@ def _from_open_clip(spec: str, arch: str, weights: str, *, device: str | torch.d
         _fit_image_tower(model, file, arch)
     tower = model.visual
     require_finite(tower, source=spec)
-    transform = _open_clip_transform(tower.preprocess_cfg)
+    transform = open_clip_transform(tower.preprocess_cfg)
     digest = state_digest(tower.state_dict())
     tower = tower.eval().to(place)
 
@@ -210,34 +216,9 @@ def _fit_image_tower(model: Any, file: Path, arch: str) -> None:
     fit(model.visual, image, source=str(file), name=f"the image tower of {arch}")
 
 
-def _open_clip_transform(preprocess: dict[str, Any]) -> Transform:
-    """Return open_clip's evaluation transform; what it would squash is cropped instead."""
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return Transform(
-        size=(height, width),
-        crop_pct=1.0,
-        interpolation=preprocess["interpolation"],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-    )
-
-
 @contextmanager
 def _same_random_weights() -> Iterator[None]:
     """Draw the same weights every time, and leave the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back open_clip's remarks, which go to the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

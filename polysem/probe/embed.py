@@ -27,7 +27,7 @@ from polysem.store.additions import add_arrays
 from polysem.store.run import Run
 from polysem.store.schema import EMBEDDINGS, dataset
 
-__all__ = ["Outcome", "embed", "encoder_for"]
+__all__ = ["Outcome", "embed", "embed_images", "encoder_for"]
 
 #: How a run came by its embeddings.
 Outcome: TypeAlias = Literal["embedded", "copied", "kept"]
@@ -96,7 +96,7 @@ def embed(
             values = donor.embeddings.to_numpy()
         else:
             source = data if isinstance(data, ImageData) else load_again(run.manifest["data"], data)
-            values = _embed_images(run, source, used, size, progress=progress)
+            values = embed_images(run, source, used, size, progress=progress)
         attrs = {"encoder": used.spec, "fingerprint": used.fingerprint}
         arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
         arrays["embedding"].attrs |= attrs
@@ -149,9 +149,26 @@ def _same(donor: Run, run: Run, encoder: Encoder) -> bool:
     )
 
 
-def _embed_images(
+def embed_images(
     run: Run, source: ImageData, encoder: Encoder, batch_size: int, *, progress: bool
 ) -> np.ndarray:
+    """Return the embedding of every image of a run [image, dim], in their order.
+
+    Parameters
+    ----------
+    run : Run
+    source : ImageData
+        The data that it was probed on.
+    encoder : Encoder
+    batch_size : int
+    progress : bool
+        Draw a progress bar if the terminal can.
+
+    Raises
+    ------
+    PolysemError
+        If an image can no longer be read, or an embedding is not finite.
+    """
     device = next(encoder.module.parameters()).device
     kept = Subset(source, run.images["image"].to_numpy())
     parts: list[np.ndarray] = []

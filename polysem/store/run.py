@@ -129,11 +129,24 @@ class Run:
         RunError
             If there are none.
         """
-        store = self.path / "embeddings.zarr"
+        return self._embedding("embeddings", f"polysem embed {self.path}, or probe with --embed")
+
+    @property
+    def clip_embeddings(self) -> xr.DataArray:
+        """Embeddings of the run's images by a vision-language model; otherwise as `embeddings`.
+
+        Raises
+        ------
+        RunError
+            If there are none.
+        """
+        return self._embedding("clip_embeddings", f"polysem describe-neurons {self.path}")
+
+    def _embedding(self, name: str, command: str) -> xr.DataArray:
+        store = self.path / f"{name}.zarr"
         if not store.is_dir():
             raise RunError(
-                f"{self.path} holds no embeddings of its images; make them with "
-                f"polysem embed {self.path}, or probe with --embed"
+                f"{self.path} holds no embeddings of its images; make them with {command}"
             )
         return _open(store, None)["embedding"]
 

@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 from shell import polysem as run
 
-from polysem.cli.demo import shipped_model
+from polysem.data.shipped import shipped_file
 from polysem.models.load import load_model
 
 
 def test_a_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "start.safetensors"
     code, printed, err = run(
-        capsys, "bcosify", "--model", shipped_model("shapes_micro_vit"), "--out", out
+        capsys,
+        "bcosify",
+        "--model",
+        shipped_file("models", "shapes_micro_vit.safetensors"),
+        "--out",
+        out,
     )
     assert (code, err) == (0, "")
     found = re.search(r"at most (\S+) from the standard model's", printed)
@@ -40,7 +45,7 @@ def test_random_weights_and_a_conversion_at_once_are_noted(
     ("words", "named"),
     [
         (["--model", "timm:convnext_atto"], "ConvNeXt"),
-        (["--model", shipped_model("shapes_micro_bcos")], "6 channels"),
+        (["--model", shipped_file("models", "shapes_micro_bcos.safetensors")], "6 channels"),
         (["--model", "nowhere/model.pt"], "there is no file"),
     ],
     ids=str,

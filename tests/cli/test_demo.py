@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from polysem.cli.demo import demo, shipped_model
-from polysem.errors import MissingError
+from polysem.cli.demo import demo
 
 
 def test_the_demo_writes_table_and_pictures(
@@ -21,8 +20,3 @@ def test_the_demo_writes_table_and_pictures(
     for name in ("bcos", "vit"):
         share = float(said.split(f"{name}: ")[1].split("%")[0])
         assert share >= 95  # what the shipped models were trained to
-
-
-def test_a_model_that_did_not_ship() -> None:
-    with pytest.raises(MissingError, match="source tree"):
-        shipped_model("shapes_giant")

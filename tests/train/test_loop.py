@@ -315,7 +315,7 @@ def test_a_folder_in_use_is_left_alone(tiny_recipe: MakeRecipe, tmp_path: Path) 
         ({"model": {"name": "vit_mikro_patch8_gap_64"}}, RecipeError, "did you mean"),
         ({"model": {"args": {"embed_dims": 3}}}, RecipeError, "embed_dims"),
         ({"model": {"args": {"num_classes": 3}}}, RecipeError, "the data decides"),
-        ({"model": {"args": {"pretrained": True}}}, RecipeError, "random weights"),
+        ({"model": {"args": {"pretrained": True}}}, RecipeError, "come from model.weights"),
         ({"schedule": {"warmup_steps": 12}}, RecipeError, "only 12 steps"),
         ({"data": {"test": "shapes:test?n=9&label=colour"}}, DataError, "different classes"),
         ({"accumulate": 17}, RecipeError, "16 images does not divide into 17 parts"),

@@ -29,11 +29,11 @@ def bench_polysemanticity(
     Example: [bold]polysem bench polysemanticity --out runs/planted[/bold]
     """
     from polysem.cli.bench.planted import MODERATE, at_noise, planted_benchmark
-    from polysem.cli.demo import shipped_model
     from polysem.cli.tables import print_table, save_table
+    from polysem.data.shipped import shipped_file
     from polysem.report.planted import scores_figure
 
-    network = str(shipped_model("shapes_micro_vit")) if model is None else model
+    network = model or str(shipped_file("models", "shapes_micro_vit.safetensors"))
     table, splice = planted_benchmark(
         network, n_images=images, per_count=units, seed=seed, report=print
     )

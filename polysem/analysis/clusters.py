@@ -1,28 +1,33 @@
-"""Groups of units that answer to the same things: a map, the groups, and how far to trust them."""
+"""Groups of units, or of their facets, that answer to the same things, and how far to trust them.
+
+What is compared are faces of units (a unit has two where it fires both ways) or facets, the parts
+that the exemplars of a face fall into. Tables of facets are named as those of faces, after
+``facet_``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from polysem.analysis import grouping
-from polysem.analysis.faces import Face, chosen_sites, faces
-from polysem.analysis.unit_features import (
-    Features,
-    centroid_features,
-    class_features,
-    default_features,
-    face_table,
-)
-from polysem.errors import DataError
+from polysem.analysis.compared import Compared, compared_faces, compared_facets
+from polysem.analysis.unit_features import Features
+from polysem.errors import SpecError
 from polysem.progress import progress_bar
 from polysem.store.additions import add_arrays, add_table
 from polysem.store.run import Run
 
-__all__ = ["FEATURES", "MEANINGS", "QUALITY", "SUMMARY", "clusters"]
+__all__ = [
+    "FACET_MEANINGS", "FACET_QUALITY", "FACET_SUMMARY", "MEANINGS", "QUALITY",
+    "SUMMARY", "Of", "clusters",
+]  # fmt: skip
+
+#: What is grouped.
+Of = Literal["units", "facets"]
 
 #: What the columns of ``tables/clusters.parquet`` hold.
 MEANINGS = {
@@ -61,55 +66,82 @@ QUALITY = {
     "p": "chance of a silhouette as high without groups, by 20 permutations: at least 1 / 21",
 }
 
-#: Features by the name that the command takes.
-FEATURES: dict[str, Callable[[list[Face]], Features]] = {
-    "centroid": centroid_features,
-    "class": class_features,
+#: What the columns of ``tables/facet_clusters.parquet`` hold.
+FACET_MEANINGS = {
+    "site": MEANINGS["site"],
+    "unit": MEANINGS["unit"],
+    "tail": "upper or lower: the face of the unit whose exemplars were divided",
+    "facet": "0 for the one with most exemplars, as in tables/facets.parquet",
+    "cluster": MEANINGS["cluster"],
+    "firmness": "how firmly the facet belongs to its group, 0 to 1 (HDBSCAN)",
+    "map_x": MEANINGS["map_x"],
+    "map_y": MEANINGS["map_y"],
+}
+
+#: What the columns of ``tables/facet_cluster_summary.parquet`` hold.
+FACET_SUMMARY = {
+    "cluster": SUMMARY["cluster"],
+    "facets": "facets in the group",
+    "sites": SUMMARY["sites"],
+    "main_site": SUMMARY["main_site"],
+    "tightness": "mean cosine of the facets with the group's centre, at most 1",
+    "top_class": "commonest class of the facets' strongest exemplars; none without labels",
+}
+
+#: What the columns of ``tables/facet_cluster_quality.parquet`` hold.
+FACET_QUALITY = {
+    "feature": "what facets were compared by: exemplars (mean embedding of their exemplars)",
+    "facets": "facets compared",
+    "min_size": "facets that a group must have",
+    **{name: words.replace("faces", "facets") for name, words in list(QUALITY.items())[3:]},
 }
 
 
 def clusters(
     run: Run,
+    of: Of = "units",
     *,
     sites: str | None = None,
     feature: str | None = None,
     min_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Group the units of a run and keep map, groups and their quality in it.
+    """Group the units of a run, or their facets, and keep map, groups and quality in it.
 
     Parameters
     ----------
     run : Run
+    of : {"units", "facets"}, default "units"
+        Facets are those that ``polysem facets`` found.
     sites : str, optional
         Globs of sites, comma-separated; by default all.
     feature : {"centroid", "class"}, optional
         What units are compared by; by default the centroids of embeddings, or profiles over
-        classes where the images have none.
+        classes where the images have none. Facets are compared by the mean embedding of their
+        exemplars.
     min_size : int, optional
-        Faces that a group must have; by default 5, or 0.2 % of all where that is more.
+        Faces or facets that a group must have; by default 5, or 0.2 % of all where that is more.
     progress : bool, default True
         Draw a progress bar if the terminal can.
 
     Returns
     -------
     DataFrame
-        One row a face that is not constant, columns as in `MEANINGS`. Written to
-        ``tables/clusters.parquet``, with ``cluster_summary``, ``cluster_quality`` and
-        ``clusters.zarr``: the directions that were compared, and the groups' centres.
+        One row a face that is not constant, columns as in `MEANINGS`; or a facet, columns as in
+        `FACET_MEANINGS`. Written to ``tables/clusters.parquet``, with ``cluster_summary``,
+        ``cluster_quality`` and ``clusters.zarr``: the directions that were compared, and the
+        groups' centres. Of facets, all these names start with ``facet_``.
 
     Raises
     ------
-    DataError
-        If fewer than three faces can be compared, or the run has neither embeddings nor labels.
+    PolysemError
+        If fewer than three faces or facets can be compared, or the run has neither embeddings nor
+        labels, or no facets.
     """
-    name = feature or default_features(run)
-    if name == "class" and run.images["label"].isna().all():
-        raise DataError(
-            f"{run.path} has neither embeddings nor labels to compare units by; make embeddings "
-            f"with: polysem embed {run.path}"
+    if of == "facets" and feature is not None:
+        raise SpecError(
+            "facets are compared by the embeddings of their exemplars: leave out the feature"
         )
-    of_sites = [face for site in chosen_sites(run, sites) for face in faces(run, site)]
     steps = ("features", "groups", "stability", "null", "map")
     with progress_bar(unit="steps", show=progress) as move:
 
@@ -117,14 +149,10 @@ def clusters(
             move(what, steps.index(what), len(steps))
 
         step("features")
-        directions = FEATURES[name](of_sites)
-        living = np.asarray(np.isfinite(directions).all(1))
-        table = face_table(of_sites).loc[living].reset_index(drop=True)
-        directions = directions[living]
-        if len(directions) < 3:
-            raise DataError(
-                f"{len(directions)} faces of units of {run.path} change at all; groups need three"
-            )
+        compared = (
+            compared_facets(run, sites) if of == "facets" else compared_faces(run, sites, feature)
+        )
+        directions, table = compared.directions, compared.keys.copy()
         step("groups")
         points = grouping.reduced(directions)
         size = max(2, min_size or max(5, round(0.002 * len(points))))
@@ -138,26 +166,44 @@ def clusters(
         table["cluster"], table["firmness"] = labels, firmness
         table[["map_x", "map_y"]] = grouping.map_points(directions)
     observed = grouping.covered_silhouette(points, labels)
-    quality = {
-        "feature": name,
-        "faces": len(points),
-        "min_size": size,
-        "clusters": int(labels.max()) + 1,
-        "grouped_share": float((labels != grouping.NO_GROUP).mean()),
-        "stability": float(np.mean(again)),
-        "stability_low": float(np.min(again)),
-        "silhouette": observed,
-        "null_silhouette": float(np.mean(null)),
-        "p": (1 + sum(value >= observed for value in null)) / (1 + len(null)),
-    }
     centres = _centres(directions, labels)
-    add_arrays(run, "clusters", _arrays(directions, centres))
-    summary = _summary(run, of_sites, living, table, directions, centres)
-    add_table(run, "cluster_summary", summary, meanings=SUMMARY)
-    add_table(run, "cluster_quality", pd.DataFrame([quality]), meanings=QUALITY)
-    add_table(run, "clusters", table[list(MEANINGS)], meanings=MEANINGS)
-    table.attrs = {"columns": MEANINGS}
+    quality: list[float | str] = [
+        compared.feature,
+        len(points),
+        size,
+        len(centres),
+        float((labels != grouping.NO_GROUP).mean()),
+        float(np.mean(again)),
+        float(np.min(again)),
+        observed,
+        float(np.mean(null)),
+        (1 + sum(value >= observed for value in null)) / (1 + len(null)),
+    ]
+    _keep(run, of, compared, table, centres, quality)
+    table.attrs = {"columns": MEANINGS if of == "units" else FACET_MEANINGS}
     return table
+
+
+def _keep(
+    run: Run,
+    of: Of,
+    compared: Compared,
+    table: pd.DataFrame,
+    centres: Features,
+    quality: list[float | str],
+) -> None:
+    """Write tables and arrays into the run; the main table last, so that it has all the others."""
+    if of == "units":
+        start, meanings, columns, words = "", MEANINGS, SUMMARY, QUALITY
+    else:
+        start, meanings, columns, words = "facet_", FACET_MEANINGS, FACET_SUMMARY, FACET_QUALITY
+    rows = _summary(compared, table, centres)
+    summary = pd.DataFrame(rows, columns=list(columns))
+    add_arrays(run, f"{start}clusters", _arrays(compared.directions, centres, f"{start}clusters"))
+    add_table(run, f"{start}cluster_summary", summary, meanings=columns)
+    found = pd.DataFrame([quality], columns=list(words))
+    add_table(run, f"{start}cluster_quality", found, meanings=words)
+    add_table(run, f"{start}clusters", table[list(meanings)], meanings=meanings)
 
 
 def _by_size(labels: grouping.Labels) -> grouping.Labels:
@@ -177,13 +223,13 @@ def _centres(directions: Features, labels: grouping.Labels) -> Features:
     return (sums / np.where(length > 0, length, 1)).astype(np.float32)
 
 
-def _arrays(directions: Features, centres: Features) -> xr.Dataset:
+def _arrays(directions: Features, centres: Features, table: str) -> xr.Dataset:
     return xr.Dataset(
         {
             "direction": (
-                ("face", "dim"), directions,
-                {"long_name": "what each face was compared by, of length 1; rows as in "
-                 "tables/clusters.parquet"},
+                ("row", "dim"), directions,
+                {"long_name": f"what each row of tables/{table}.parquet was compared by, of "
+                 "length 1"},
             ),
             "centre": (
                 ("cluster", "dim"), centres,
@@ -194,35 +240,14 @@ def _arrays(directions: Features, centres: Features) -> xr.Dataset:
 
 
 def _summary(
-    run: Run,
-    of_sites: list[Face],
-    living: np.ndarray,
-    table: pd.DataFrame,
-    directions: Features,
-    centres: Features,
-) -> pd.DataFrame:
-    named = run.classes
-    try:
-        profiles = class_features(of_sites)[living]
-    except ValueError:  # no labels, or too few classes
-        profiles = None
+    compared: Compared, table: pd.DataFrame, centres: Features
+) -> list[tuple[int, int, int, str, float, str | None]]:
+    """Return a row for each group: number, size, sites, main site, tightness, top class."""
     rows = []
     for cluster, centre in enumerate(centres):
         mine = (table["cluster"] == cluster).to_numpy()
         sites = table.loc[mine, "site"].value_counts()
-        top = None
-        if profiles is not None:
-            best = int(profiles[mine].mean(0).argmax())
-            seen = np.flatnonzero(of_sites[0].units["class_count"].to_numpy() > 0)
-            top = str(seen[best]) if named is None else named[seen[best]]
-        rows.append(
-            {
-                "cluster": cluster,
-                "faces": int(mine.sum()),
-                "sites": len(sites),
-                "main_site": sites.index[0],
-                "tightness": float((directions[mine] @ centre).mean()),
-                "top_class": top,
-            }
-        )
-    return pd.DataFrame(rows, columns=list(SUMMARY))
+        tightness = float((compared.directions[mine] @ centre).mean())
+        size, top = int(mine.sum()), compared.top_class(mine)
+        rows.append((cluster, size, len(sites), str(sites.index[0]), tightness, top))
+    return rows

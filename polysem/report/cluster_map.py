@@ -1,6 +1,8 @@
-"""The map of units: which groups they form, and at which depth of the network they lie."""
+"""The map of units or facets: which groups they form, and at which depth of the network."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -36,8 +38,8 @@ _GAP, _TOP = 0.3, 1.05
 
 
 @styled
-def cluster_map(run: Run) -> Figure:
-    """Draw the map of a run's units twice, by group and by site, and list the largest groups.
+def cluster_map(run: Run, of: Literal["units", "facets"] = "units") -> Figure:
+    """Draw the map of a run's units or facets twice, by group and by site; list the groups.
 
     Returns
     -------
@@ -47,29 +49,31 @@ def cluster_map(run: Run) -> Figure:
     Raises
     ------
     SpecError
-        If the run has no clusters yet.
+        If the run has no such clusters yet.
     """
-    table, summary = run.table("clusters"), run.table("cluster_summary")
-    quality = run.table("cluster_quality").iloc[0]
+    start, what = ("", "faces") if of == "units" else ("facet_", "facets")
+    table, summary = run.table(f"{start}clusters"), run.table(f"{start}cluster_summary")
+    quality = run.table(f"{start}cluster_quality").iloc[0]
     side = (INNER - _GAP) / 2
     rows = -(-min(len(summary), _NAMED) // 2)
     foot = _TOP + side + 0.42 + 0.15 * max(1, rows)
     sheet = page(WIDTH, foot + 0.36)
-    words = f"{quality['clusters']:,} groups of {quality['faces']:,} faces of units"
+    words = f"{quality['clusters']:,} groups of {quality[what]:,} {what} of units"
     write_title(sheet, words, described(run))
     write(sheet, MARGIN, _TOP - 0.1, "By group", size=8, weight="bold")
     write(sheet, MARGIN + side + _GAP, _TOP - 0.1, "By site", size=8, weight="bold")
     _draw_groups(_map_panel(sheet, MARGIN, side), table)
     _draw_sites(sheet, _map_panel(sheet, MARGIN + side + _GAP, side), table, run.sites)
-    _list_groups(sheet, _TOP + side + 0.3, summary)
+    _list_groups(sheet, _TOP + side + 0.3, summary, what)
     basis = {
         "centroid": "mean embedding weighted by activation, mean of all images taken out",
         "class": "profile over classes",
+        "exemplars": "mean embedding of exemplars, what all have in common taken out",
     }
     notes = [
         f"Compared by {basis.get(quality['feature'], quality['feature'])}. Map: UMAP, cosine; "
         "distances between far groups mean little. Groups: HDBSCAN.",
-        f"{quality['grouped_share']:.0%} of faces are in a group. Stability "
+        f"{quality['grouped_share']:.0%} of {what} are in a group. Stability "
         f"{number(quality['stability'])} (adjusted Rand, bootstrap); silhouette "
         f"{number(quality['silhouette'])}, without groups {number(quality['null_silhouette'])} "
         f"(p = {number(quality['p'], 2)}).",
@@ -131,7 +135,7 @@ def _draw_sites(sheet: Axes, axes: Axes, table: pd.DataFrame, sites: list[str]) 
     write(sheet, left - 0.06, baseline, "first site", size=6.5, colour=GREY, align="right")
 
 
-def _list_groups(sheet: Axes, top: float, summary: pd.DataFrame) -> None:
+def _list_groups(sheet: Axes, top: float, summary: pd.DataFrame, what: str) -> None:
     """Write one line for each of the largest groups, in two columns."""
     column = (INNER - _GAP) / 2
     if summary.empty:
@@ -144,7 +148,7 @@ def _list_groups(sheet: Axes, top: float, summary: pd.DataFrame) -> None:
         sheet.scatter([left + 0.04], [y - 0.03], s=16, color=[_colours()[i]], linewidths=0)
         write(sheet, left + 0.14, y, str(row["cluster"]), size=7, weight="bold")
         many = "s" if row["sites"] > 1 else ""
-        words = f"{row['faces']:,} faces, {row['sites']} site{many}, most at {row['main_site']}"
+        words = f"{row[what]:,} {what}, {row['sites']} site{many}, most at {row['main_site']}"
         if isinstance(row["top_class"], str):
             words += f" · {row['top_class']}"
         write(sheet, left + 0.34, y, words, width=column - 0.34, size=7, colour=GREY)

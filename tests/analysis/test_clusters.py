@@ -3,13 +3,24 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_run import Activations, PlainSource, random_activations, write_run
+from shell import polysem
 from sklearn.metrics import adjusted_rand_score
 
 from polysem.analysis import clusters as module
-from polysem.analysis.clusters import MEANINGS, QUALITY, SUMMARY, clusters
+from polysem.analysis.clusters import (
+    FACET_MEANINGS,
+    FACET_QUALITY,
+    FACET_SUMMARY,
+    MEANINGS,
+    QUALITY,
+    SUMMARY,
+    clusters,
+)
 from polysem.analysis.faces import faces
+from polysem.analysis.facet_table import facets
 from polysem.analysis.monosemanticity import centroids
 from polysem.analysis.unit_features import centroid_features, class_features
 from polysem.errors import DataError, RunError, SpecError
@@ -104,3 +115,44 @@ def test_what_a_run_may_lack(tmp_path: Path) -> None:
         clusters(dead, progress=False)
     few = write_run(tmp_path / "few", source, {"hook_pooled": Activations(np.eye(n)[:, :3])})
     assert (clusters(few, progress=False)["cluster"] >= -1).all()
+
+
+def test_facets_of_one_unit_join_the_facets_of_others_that_show_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Units answer to two kinds of images each: facets group by kind, units cannot."""
+    rng = np.random.default_rng(0)
+    kind, units = np.arange(N) % CLASSES, np.arange(UNITS)
+    first = units % CLASSES
+    second = (first + 1 + units // CLASSES % (CLASSES - 1)) % CLASSES
+    values = (kind[:, None] == first) | (kind[:, None] == second)
+    source = PlainSource("plain", [str(i) for i in range(N)], kind, tuple("abcd"))
+    shown = Activations(values + 0.1 * rng.random((N, UNITS)), signed=False)
+    run = write_run(tmp_path / "run", source, {"hook_pooled": shown}, ranks=24)
+    code, _, err = polysem(capsys, "clusters", run.path, "--of", "facets")
+    assert code == 2
+    assert "no facets to group; make them with: polysem facets" in err
+    e = np.eye(CLASSES, 8)[kind] + 0.05 * rng.normal(size=(N, 8)) + 0.5
+    arrays = dataset(EMBEDDINGS, {"embedding": e.astype(np.float32)}, {})
+    arrays["embedding"].attrs |= {"encoder": "drawn", "fingerprint": "f"}
+    add_arrays(run, "embeddings", arrays)
+    _, parts = facets(run, progress=False)
+    assert (parts.groupby("unit").size() == 2).mean() > 0.9
+    code, _, err = polysem(capsys, "clusters", run.path, "--of", "facets")
+    assert code == 0, err
+    assert (run.path / "facet_clusters.png").is_file()
+    table = run.table("facet_clusters")
+    assert list(table.columns) == list(FACET_MEANINGS)
+    pd.testing.assert_frame_equal(
+        table[["site", "unit", "tail", "facet"]], parts[["site", "unit", "tail", "facet"]],
+        check_dtype=False,
+    )  # fmt: skip
+    assert adjusted_rand_score(parts["best_image"] % CLASSES, table["cluster"]) > 0.95
+    summary, quality = run.table("facet_cluster_summary"), run.table("facet_cluster_quality")
+    assert list(summary.columns) == list(FACET_SUMMARY)
+    assert list(quality.columns) == list(FACET_QUALITY)
+    assert summary["facets"].sum() == (table["cluster"] >= 0).sum()
+    assert sorted(summary["top_class"]) == list("abcd")
+    assert not (run.path / "tables" / "clusters.parquet").exists()
+    with pytest.raises(SpecError, match="leave out the feature"):
+        clusters(run, "facets", feature="class", progress=False)

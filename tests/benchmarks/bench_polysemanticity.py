@@ -1,22 +1,25 @@
-"""Scores and clusters of a finished run as large as ViT-B's: time and memory.
+"""Scores, facets and clusters of a finished run as large as ViT-B's: time and memory.
 
     python tests/benchmarks/bench_polysemanticity.py [units a site] [images]
 
 Writes a run of 12 sites of 3,072 units on 10,000 images with drawn statistics (a sample of 1,024
 images' activations, 16 exemplars, streamed monosemanticity and centroids in 512 dimensions, 20
-replicates), then scores and groups its units, and prints CPU seconds, seconds and peak memory.
+replicates), then scores its units, finds their facets, groups units and facets, and prints CPU
+seconds, seconds and peak memory of each step.
 """
 
 import resource
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from polysem.analysis.clusters import clusters
+from polysem.analysis.facet_table import facets
 from polysem.analysis.polysemanticity import polysemanticity
 from polysem.analysis.superposition import superposition
 from polysem.store.run import Run
@@ -96,12 +99,19 @@ def main() -> None:
         run = write_large_run(Path(folder) / "run", n_units, n_images)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
         print(f"{SITES * n_units:,} units, {n_images:,} images; writing peaked at {before:.2f} GB")
-        for step in (polysemanticity, superposition, clusters):
+        steps = {
+            "scores": polysemanticity,
+            "superposition": superposition,
+            "facets": facets,
+            "units' clusters": clusters,
+            "facets' clusters": partial(clusters, of="facets"),
+        }
+        for name, step in steps.items():
             started, cpu = time.perf_counter(), time.process_time()
             step(run)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
             print(
-                f"{step.__name__:<16} {time.process_time() - cpu:7.1f} CPU s "
+                f"{name:<16} {time.process_time() - cpu:7.1f} CPU s "
                 f"{time.perf_counter() - started:7.1f} s, peak {peak:.2f} GB",
                 flush=True,
             )

@@ -160,9 +160,11 @@ def require_same_classes(loaded: LoadedModel, pictures: Pictures, n_logits: int)
             f"{source.name} has {len(source.classes)} others ({', '.join(source.classes[:3])}, …): "
             "give data with the labels that the model has learnt"
         )
-    # without names, the highest class may just not be among the pictures
-    n_classes = len(source.classes) if source.classes else int(labels.max()) + 1
-    if n_classes > n_logits or (source.classes and n_classes != n_logits):
+    # without names, all labels count: the highest class may not be in a sample
+    whole = source.whole if isinstance(source, Subset) else source
+    known = labels.numpy() if whole.labels is None else whole.labels
+    n_classes = len(source.classes) if source.classes else int(known.max()) + 1
+    if n_classes != n_logits:
         raise DataError(
             f"the model has {n_logits} outputs, {source.name} {n_classes} classes: give data with "
             "the labels that the model has learnt"

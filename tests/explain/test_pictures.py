@@ -111,6 +111,9 @@ def test_labels_must_be_the_models_classes() -> None:
     with pytest.raises(DataError, match="8 outputs, photos 2 classes"):
         require_same_classes(unnamed, two, 8)
     assert torch.equal(require_same_classes(unnamed, two, 2), two.labels)
+    few = read_pictures(Photos(9, labels=[0] * 8 + [7]), SMALL, limit=2)
+    assert few.labels is not None and 7 not in few.labels  # the sample misses the highest class
+    assert torch.equal(require_same_classes(unnamed, few, 8), few.labels)
 
 
 def test_confidence_follows_the_loss_or_the_layers() -> None:

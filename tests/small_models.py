@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,11 +46,11 @@ CNNS = {
 
 
 def small_vit(name: str, *, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    return _randomised(VITS[name](**options), dtype)
+    return _randomised(partial(VITS[name], **options), dtype)
 
 
 def small_cnn(name: str, *, dtype: torch.dtype = torch.float64) -> Any:
-    return _randomised(CNNS[name](), dtype)
+    return _randomised(CNNS[name], dtype)
 
 
 def images_for(model: Any) -> Tensor:
@@ -64,9 +65,15 @@ def noise_like(value: Tensor, seed: int = 0) -> Tensor:
     return torch.randn(value.shape, generator=_generator(seed), dtype=torch.float64).to(value)
 
 
-def _randomised(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Draw all parameters, as timm's zero biases and unit norms would hide mistakes."""
+def _randomised(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """Draw all parameters, as timm's zero biases and unit norms would hide mistakes.
+
+    The same in every process: a derivative may have a kink in one network and none in another.
+    """
     generator = _generator(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build()
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

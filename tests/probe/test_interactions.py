@@ -46,7 +46,7 @@ def slope_at(vit: GatedViT, images: Tensor, labels: Tensor, gates: Tensor, j: in
 
 def mixed_at(vit: GatedViT, images: Tensor, labels: Tensor, i: int, j: int) -> Tensor:
     """Return the mixed second derivative by gates i and j at 1."""
-    found, step = torch.zeros(2, dtype=torch.float64), 1e-4
+    found, step = torch.zeros(2, dtype=torch.float64), 5e-5
     for way, other in product((1, -1), repeat=2):
         gates = torch.ones(9, dtype=torch.float64)
         gates[i] += way * step
@@ -111,6 +111,22 @@ def test_exact_pairs_equal_ablation_from_scratch(
     for k, (i, j) in enumerate(pairs):
         torch.testing.assert_close(whole[:, i, j], found[:, k])
         torch.testing.assert_close(whole[:, j, i], found[:, k])
+
+
+def test_as_many_images_as_a_model_is_wide_are_no_bases() -> None:
+    """Bases have a row for each feature, references one for each image."""
+    model = small_vit("class_token", dtype=torch.float32)
+    vit, width = GatedViT(model), 24
+    images, labels = images_for(model).repeat(width // 2, 1, 1, 1), torch.arange(width) % 5
+    generator = torch.Generator().manual_seed(0)
+    bases = {n: rotated_heads(3, 8, generator).float() for n in range(3)}
+    assert len(bases[0]) == width
+    with frozen(model):
+        few, many = (
+            exact_pairs(vit, images, labels, LOSS, ALL[:4], rows=rows, bases=bases)
+            for rows in (width, 3 * width)
+        )
+    torch.testing.assert_close(few, many)
 
 
 @pytest.mark.parametrize("method", [by_gradients, by_hessian])

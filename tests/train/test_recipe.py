@@ -78,6 +78,19 @@ def test_crops_that_need_pictures_exclude_images_kept_in_memory() -> None:
         parse_recipe({**GOOD, "data": data, "augment": {"resized_crop": [0.1, 1]}})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("schedule.final_lr", 1e6, r"final_lr \(1e\+06\) must not be above optimiser\.lr"),
+        ("seed", 2**63, "seed is 9223372036854775808: it should be less than"),
+    ],
+)
+def test_what_no_training_can_follow(key: str, value: float, said: str) -> None:
+    with pytest.raises(RecipeError, match=said) as refused:
+        parse_recipe(_with(key, value))
+    assert ": :" not in str(refused.value)
+
+
 def test_lion_has_betas_of_its_own() -> None:
     assert parse_recipe(_with("optimiser.name", "lion")).optimiser.betas == (0.9, 0.99)
     given = {"name": "lion", "lr": 1e-4, "betas": [0.8, 0.9]}

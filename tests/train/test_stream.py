@@ -141,3 +141,13 @@ def test_permuted_labels_are_those_of_training_only(
         assert test.labels.tolist() == data.labels.tolist()  # type: ignore[union-attr]
         assert train.labels.tolist() != test.labels.tolist()
         assert sorted(train.labels.tolist()) == sorted(test.labels.tolist())
+
+
+def test_a_part_without_the_highest_class_has_its_name_all_the_same(group: Processes) -> None:
+    data, names = _Coloured(23), ("a", "b", "c", "d", "e", "f", "g")
+    for changes in ({"data": {"stream": False}}, {"data": {"stream": True}}):
+        recipe = tiny_recipe(changes)
+        held = hold(
+            data, TRANSFORM, recipe, group, classes=names, report=lambda *_: None, training=False
+        )
+        assert held.classes == names

@@ -143,7 +143,9 @@ def test_permuted_labels_are_those_of_training_only(
         assert sorted(train.labels.tolist()) == sorted(test.labels.tolist())
 
 
-def test_a_part_without_the_highest_class_has_its_name_all_the_same(group: Processes) -> None:
+def test_a_part_without_the_highest_class_has_its_name_all_the_same(
+    tiny_recipe: Callable[..., Recipe], group: Processes
+) -> None:
     data, names = _Coloured(23), ("a", "b", "c", "d", "e", "f", "g")
     for changes in ({"data": {"stream": False}}, {"data": {"stream": True}}):
         recipe = tiny_recipe(changes)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.stats
 
-from polysem.analysis.medians import median_difference, median_interval
 from polysem.errors import DataError
+from polysem.medians import median_difference, median_interval
 from polysem.store.run import Run
 
 __all__ = ["MEANINGS", "SCORES", "cliffs_delta", "compare_layers"]

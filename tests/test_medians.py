@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from polysem.analysis.medians import median_difference, median_interval
+from polysem.medians import median_difference, median_interval
 
 
 def test_interval_equals_plain_resampling() -> None:

@@ -7,7 +7,7 @@ polysem.card = (() => {
   /** What the overlay of an exemplar needs, for the view chosen; null for the plain image. */
   function over(atlas, row, card, rank, view) {
     const site = atlas.sites[atlas.site[row]];
-    const hue = polysem.colour(atlas.lower[row] ? "lower" : "upper");
+    const hue = atlas.lower[row] ? "#0072b2" : "#d55e00"; // the same in both themes: it lies on the image
     if (view === "contribution" && card.c && rank < (card.r ?? Infinity)) {
       return { kind: "contribution", text: card.c, rank, grid: site.cells };
     }

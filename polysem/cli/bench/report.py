@@ -51,7 +51,7 @@ def bench_report(
 
 
 def measure_site(site: Path, *, cpu_seconds: float) -> pd.DataFrame:
-    """Return size, files and writing time of a site, and how fast its pages open if one can tell."""
+    """Return size, files and writing time of a site, and how fast its pages open if known."""
     import pandas as pd
 
     files = [file for file in site.rglob("*") if file.is_file()]

@@ -1,4 +1,4 @@
-"""A run as large as asked for, of units drawn at random: to measure what does not need a network."""
+"""A run as large as asked for, of units drawn at random: no network is needed to measure it."""
 
 from __future__ import annotations
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Where Debian and others put the browser.
 _BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 
+#: Pixels of a side of what is cut out: as many as a thumbnail has at most.
+_SIDE = 96
+
 
 def bench_report(
     out: Annotated[Path, typer.Option(help="Folder for table.csv and the site.")],
@@ -117,25 +120,24 @@ def _one_page(browser: Any, site: Path, name: str) -> list[tuple[str, float, str
 
 
 def _cut_out(data: str) -> Callable[[int], Image.Image]:
-    """Return a function that cuts a picture of 224 px out of others, another one for each index."""
+    """Return a function that cuts two thirds out of pictures, another part for each index."""
     import numpy as np
 
     from polysem.data.sources import load_data
 
     source = load_data(data)
 
-    @lru_cache(maxsize=400)
+    @lru_cache(maxsize=500)
     def read(number: int) -> Image.Image:
         picture = source.read(number).convert("RGB")
-        scale = 288 / min(picture.size)
+        scale = 1.5 * _SIDE / min(picture.size)
         return picture.resize((round(picture.width * scale), round(picture.height * scale)))
 
     def cut(index: int) -> Image.Image:
         rng = np.random.default_rng(index)
-        picture = read(index % min(400, len(source)))
-        side = int(rng.integers(160, 288))
-        left = int(rng.integers(picture.width - side + 1))
-        top = int(rng.integers(picture.height - side + 1))
-        return picture.crop((left, top, left + side, top + side)).resize((224, 224))
+        picture = read(index % min(500, len(source)))
+        left = int(rng.integers(picture.width - _SIDE + 1))
+        top = int(rng.integers(picture.height - _SIDE + 1))
+        return picture.crop((left, top, left + _SIDE, top + _SIDE))
 
     return cut

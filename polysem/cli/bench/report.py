@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,9 +15,6 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
-
-#: Where Debian and others put the browser.
-_BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 
 #: Pixels of a side of what is cut out: as many as a thumbnail has at most.
 _SIDE = 96
@@ -75,7 +73,7 @@ def _size(folder: Path) -> int:
 
 def _opened(site: Path) -> list[tuple[str, float, str]]:
     """Return what the browser loads and how long it takes, page by page."""
-    browser = next((path for path in _BROWSERS if Path(path).is_file()), None)
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -12,6 +12,7 @@ import typer
 from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
 from polysem.cli.clusters import clusters
+from polysem.cli.compare import compare
 from polysem.cli.compare_heads import compare_heads
 from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
@@ -46,6 +47,7 @@ for _command in (
     concepts,
     clusters,
     heads,
+    compare,
     compare_heads,
     describe_neurons,
     explain,

@@ -1,0 +1,298 @@
+"""How far two arms of networks differ: effect, interval and permutation test, on plain arrays.
+
+An arm is one way of making networks, a run one network of it. Networks of an arm differ by their
+seed; layers are the same in all; units lie in layers and are matched to none.
+
+Intervals are those of a hierarchical bootstrap over seed, layer and unit, in closed form: the
+variance that each level's draws would have with infinitely many of them, n - 1 of n so that it is
+unbiased (McCarthy and Snowden 1985). Whoever draws seeds has drawn the units below them too, so
+noise of a lower level is counted once (Davison and Hinkley 1997, section 3.8), and layers add what
+they differ by beyond it. Ends are t standard errors away, by Satterthwaite's degrees of freedom:
+percentiles of draws from three seeds would be far too close.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+
+from polysem.analysis.resampling import LEVEL
+
+__all__ = [
+    "Cell",
+    "Estimate",
+    "Summary",
+    "cliffs_delta",
+    "interval_of_delta",
+    "least_p",
+    "pair_deltas",
+    "paired",
+    "placements",
+    "shuffled_deltas",
+    "spread",
+    "swapped_arms",
+    "unit_variance",
+]  # fmt: skip
+
+Floats = npt.NDArray[np.float64]
+Summary = Literal["median", "mean"]
+
+#: Arrangements drawn where there are too many to go through all.
+DRAWS = 1999
+_ALL_UP_TO = 20_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Values of the faces of the units of one network at one layer.
+
+    Attributes
+    ----------
+    values : float array [face]
+        Without NaN: what is missing is left out.
+    units : int array [face]
+        The unit that each face belongs to, 0 to n_units - 1.
+    n_units : int
+        Units there are, those without a value too.
+    """
+
+    values: Floats
+    units: npt.NDArray[np.int64]
+    n_units: int
+
+    def summary(self, how: Summary) -> float:
+        """Return median or mean of the values; NaN if there is none."""
+        if not len(self.values):
+            return float("nan")
+        return float(np.median(self.values) if how == "median" else self.values.mean())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the variance of its estimate, and the degrees of freedom of that."""
+
+    value: float
+    variance: float
+    freedom: float
+
+    def interval(self) -> tuple[float, float]:
+        """Return the ends of its interval at `LEVEL`; NaN where nothing varies."""
+        reach = self._reach()
+        return self.value - reach, self.value + reach
+
+    def _reach(self) -> float:
+        if not (self.variance > 0 and self.freedom > 0):
+            return float("nan")
+        return float(scipy.stats.t.ppf((1 + LEVEL) / 2, self.freedom) * math.sqrt(self.variance))
+
+
+def interval_of_delta(delta: Estimate) -> tuple[float, float]:
+    """Return the ends of an interval of Cliff's delta, by Fisher's z: within -1 and 1."""
+    if not abs(delta.value) < 1:
+        return float("nan"), float("nan")
+    slope = 1 / (1 - delta.value**2)
+    stretched = Estimate(math.atanh(delta.value), delta.variance * slope**2, delta.freedom)
+    low, high = stretched.interval()
+    return math.tanh(low), math.tanh(high)
+
+
+def cliffs_delta(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Return P(a > b) - P(a < b), in [-1, 1], of two samples without NaN; NaN if one is empty.
+
+    >>> cliffs_delta([2.0, 3.0], [1.0, 2.0])
+    0.75
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if not (len(first) and len(second)):
+        return float("nan")
+    return float(placements(first, np.sort(second)).mean())
+
+
+def placements(values: Floats, ordered: Floats) -> Floats:
+    """Return, for each value, the share of `ordered` (ascending) below it minus that above it."""
+    below = np.searchsorted(ordered, values, "left")
+    above = len(ordered) - np.searchsorted(ordered, values, "right")
+    return (below - above) / len(ordered)
+
+
+def pair_deltas(cells: Sequence[Cell]) -> Floats:
+    """Return Cliff's delta of every two networks [run, run] at one layer; NaN if one is empty."""
+    ordered = [np.sort(cell.values) for cell in cells]
+    found = np.zeros((len(cells), len(cells)))
+    for i, j in combinations(range(len(cells)), 2):
+        found[i, j] = cliffs_delta(ordered[i], ordered[j])
+        found[j, i] = -found[i, j]
+    return found
+
+
+def unit_variance(cell: Cell, how: Summary | Floats) -> float:
+    """Return the variance that a summary of a cell has over draws of its units.
+
+    Faces of a unit are drawn together.
+
+    Parameters
+    ----------
+    cell : Cell
+    how : {"median", "mean"} or float array [face]
+        The summary; or values whose mean is meant instead of the cell's own.
+    """
+    n = len(cell.values)
+    if n < 2:
+        return float("nan")
+    if isinstance(how, str) and how == "median":
+        # Woodruff (1952): the share of draws below the median varies; read off what values it hits
+        below = (cell.values < np.median(cell.values)) + (cell.values <= np.median(cell.values))
+        share = _mean_variance(below / 2, cell.units)
+        steps = scipy.stats.norm.ppf((np.arange(400) + 0.5) / 400)
+        levels = np.clip(0.5 + math.sqrt(share) * steps, 0, 1)
+        drawn = np.quantile(cell.values, levels, method="inverted_cdf")
+        return float(drawn.var()) if np.isfinite(drawn).all() else float("nan")
+    values = cell.values if isinstance(how, str) else how
+    return _mean_variance(values, cell.units) if np.isfinite(values).all() else float("nan")
+
+
+def _mean_variance(values: Floats, units: npt.NDArray[np.int64]) -> float:
+    """Return the variance of a mean over draws of n - 1 of n units, whose faces go together."""
+    sums = np.bincount(units, values - values.mean())
+    n = len(np.unique(units))
+    return float((sums**2).sum() / len(values) ** 2 * n / (n - 1)) if n > 1 else float("nan")
+
+
+def spread(
+    first: Floats, second: Floats, by_layer: Floats, of_units: tuple[Floats, float] | None
+) -> tuple[float, float]:
+    """Return the variance of a difference averaged over layers, and its degrees of freedom.
+
+    Parameters
+    ----------
+    first, second : float array [run, layer]
+        What each network contributes; the difference is that of the arms' means, up to a constant.
+    by_layer : float array [layer]
+        The difference at each layer.
+    of_units : (float array [layer], float), optional
+        Variance of `by_layer` over draws of units, and its degrees of freedom. If given, networks
+        are not drawn: the interval is of these networks. NaN where there are no units to draw.
+    """
+    n_layers = len(by_layer)
+    if of_units is None:
+        parts = [_seeds(first), _seeds(second)]
+        cells = (_cells(first) + _cells(second)) / n_layers
+    else:
+        variance = float(np.nan_to_num(of_units[0]).sum() / n_layers**2)
+        parts = [(variance, of_units[1])]
+        cells = variance
+    if n_layers > 1:
+        excess = max(0.0, float(by_layer.var(ddof=1)) / n_layers - cells)
+        parts.append((excess, n_layers - 1))
+    total = sum(variance for variance, _ in parts)
+    below = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
+    return total, total**2 / below if below > 0 else float("nan")
+
+
+def _seeds(arm: Floats) -> tuple[float, float]:
+    """Return the variance of an arm's mean over draws of its networks, and degrees of freedom."""
+    return float(arm.mean(1).var(ddof=1)) / len(arm), len(arm) - 1
+
+
+def _cells(arm: Floats) -> float:
+    """Return the variance at one layer of an arm's mean, beyond what its networks share."""
+    n_runs, n_layers = arm.shape
+    if n_layers < 2:
+        return 0.0
+    rest = arm - arm.mean(1, keepdims=True) - arm.mean(0) + arm.mean()
+    return float((rest**2).sum()) / ((n_runs - 1) * (n_layers - 1) * n_runs)
+
+
+def swapped_arms(between: Floats, n_first: int, *, seed: int = 0) -> tuple[float, float]:
+    """Return the permutation p-value of the difference of two arms, and the smallest possible.
+
+    Networks are put into the arms in all ways that keep the arms' sizes (20,000 at most, else so
+    many are drawn). Exact if both arms come from one pool.
+
+    Parameters
+    ----------
+    between : float array [run, run]
+        Difference of each network from each, antisymmetric; the first arm's networks first. The
+        statistic is its mean over pairs across the arms; two-sided.
+    n_first : int
+        Networks of the first arm.
+    """
+    n = len(between)
+    if math.comb(n, n_first) <= _ALL_UP_TO:
+        inside = np.zeros((math.comb(n, n_first), n))
+        for row, chosen in enumerate(combinations(range(n), n_first)):
+            inside[row, list(chosen)] = 1
+    else:
+        labels = np.tile(np.arange(n) < n_first, (DRAWS + 1, 1))
+        inside = np.random.default_rng(seed).permuted(labels, axis=1).astype(np.float64)
+        inside[0] = labels[0]  # the arms as they are come first
+    # antisymmetric: pairs within the first arm cancel
+    size = np.abs(inside @ between.sum(1))
+    return float((size >= size[0] * (1 - 1e-9)).mean()), least_p(n_first, n - n_first)
+
+
+def least_p(n_first: int, n_second: int) -> float:
+    """Return the smallest two-sided p-value that arms of so many networks can give.
+
+    >>> least_p(3, 3), round(least_p(4, 4), 4)
+    (0.1, 0.0286)
+    """
+    ways = math.comb(n_first + n_second, n_first)
+    mirrored = 2 if n_first == n_second else 1
+    return float(mirrored / ways if ways <= _ALL_UP_TO else 1 / (DRAWS + 1))
+
+
+def shuffled_deltas(first: Sequence[Cell], second: Sequence[Cell], *, layer: int = 0) -> Floats:
+    """Return Cliff's delta of two arms at a layer with units put into the arms at random [1 + n].
+
+    The delta as it is comes first. Units keep their faces together; those of all networks of an
+    arm are one pool, so a small p says that these networks differ, not how they were made. Layers
+    are shuffled each by itself.
+    """
+    cells = [*first, *second]
+    starts = np.cumsum([0, *(cell.n_units for cell in cells)])
+    unit = np.concatenate([c.units + at for c, at in zip(cells, starts, strict=False)])
+    ranks = scipy.stats.rankdata(np.concatenate([cell.values for cell in cells]))
+    n_units = int(starts[-1])
+    of_units = np.stack([np.bincount(unit, ranks, n_units), np.bincount(unit, minlength=n_units)])
+    inside = _shuffles(n_units, int(starts[len(first)]))
+    sums = np.concatenate([block.astype(np.float64) @ of_units.T for block in np.split(inside, 8)])
+    total, n_in = sums[:, 0], sums[:, 1]
+    n_out = len(ranks) - n_in
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = (2 * total - n_in * (n_in + 1)) / (n_in * n_out) - 1
+    found[1:] = np.random.default_rng(layer).permutation(found[1:])
+    return found
+
+
+@lru_cache(maxsize=3)
+def _shuffles(n_units: int, n_first: int) -> npt.NDArray[np.bool_]:
+    """Return who is in the first arm [1 + n, unit]; the arms as they are come first."""
+    labels = np.tile(np.arange(n_units) < n_first, (DRAWS + 1, 1))
+    drawn = np.random.default_rng(n_units).permuted(labels, axis=1)
+    drawn[0] = labels[0]
+    return drawn
+
+
+def paired(differences: Floats, *, seed: int = 0) -> tuple[Estimate, float]:
+    """Return the mean of differences [image] of two arms on the same images, and its p-value.
+
+    By random signs: exact if the arms could be swapped image by image. NaN if all are 0.
+    """
+    n = len(differences)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        rng.choice([-1.0, 1.0], size=(200, n)) @ differences for _ in range((DRAWS + 1) // 200)
+    ]
+    size = np.abs(np.concatenate([[differences.sum()], np.concatenate(drawn)[1:]]))
+    p = float((size >= size[0] * (1 - 1e-9) - 1e-12).mean())
+    variance = float(differences.var(ddof=1)) / n if n > 1 else float("nan")
+    return Estimate(float(differences.mean()), variance, n - 1), p

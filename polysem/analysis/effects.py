@@ -149,11 +149,12 @@ def unit_variance(cell: Cell, how: Summary | Floats) -> float:
         return float("nan")
     if isinstance(how, str) and how == "median":
         # Woodruff (1952): the share of draws below the median varies; read off what values it hits
-        below = (cell.values < np.median(cell.values)) + (cell.values <= np.median(cell.values))
-        share = _mean_variance(below / 2, cell.units)
+        middle = np.median(cell.values)
+        below = np.where(cell.values == middle, 0.5, cell.values < middle)
+        share = _mean_variance(below, cell.units)
         steps = scipy.stats.norm.ppf((np.arange(400) + 0.5) / 400)
         levels = np.clip(0.5 + math.sqrt(share) * steps, 0, 1)
-        drawn = np.quantile(cell.values, levels, method="inverted_cdf")
+        drawn = np.quantile(cell.values, levels)
         return float(drawn.var()) if np.isfinite(drawn).all() else float("nan")
     values = cell.values if isinstance(how, str) else how
     return _mean_variance(values, cell.units) if np.isfinite(values).all() else float("nan")
@@ -208,14 +209,14 @@ def _cells(arm: Floats) -> float:
     if n_layers < 2:
         return 0.0
     rest = arm - arm.mean(1, keepdims=True) - arm.mean(0) + arm.mean()
-    return float((rest**2).sum()) / ((n_runs - 1) * (n_layers - 1) * n_runs)
+    return float((rest**2).sum() / ((n_runs - 1) * (n_layers - 1) * n_runs))
 
 
-def swapped_arms(between: Floats, n_first: int, *, seed: int = 0) -> tuple[float, float]:
+def swapped_arms(between: Floats, n_first: int) -> tuple[float, float]:
     """Return the permutation p-value of the difference of two arms, and the smallest possible.
 
-    Networks are put into the arms in all ways that keep the arms' sizes (20,000 at most, else so
-    many are drawn). Exact if both arms come from one pool.
+    Networks are put into the arms in all ways that keep the arms' sizes (20,000 at most, else 1,999
+    are drawn). Exact if both arms come from one pool.
 
     Parameters
     ----------
@@ -226,17 +227,19 @@ def swapped_arms(between: Floats, n_first: int, *, seed: int = 0) -> tuple[float
         Networks of the first arm.
     """
     n = len(between)
-    if math.comb(n, n_first) <= _ALL_UP_TO:
-        inside = np.zeros((math.comb(n, n_first), n))
-        for row, chosen in enumerate(combinations(range(n), n_first)):
-            inside[row, list(chosen)] = 1
-    else:
-        labels = np.tile(np.arange(n) < n_first, (DRAWS + 1, 1))
-        inside = np.random.default_rng(seed).permuted(labels, axis=1).astype(np.float64)
-        inside[0] = labels[0]  # the arms as they are come first
-    # antisymmetric: pairs within the first arm cancel
-    size = np.abs(inside @ between.sum(1))
+    every = math.comb(n, n_first) <= _ALL_UP_TO
+    inside = _arrangements(n, n_first) if every else _shuffles(n, n_first)
+    size = np.abs(inside @ between.sum(1))  # antisymmetric: pairs within the first arm cancel
     return float((size >= size[0] * (1 - 1e-9)).mean()), least_p(n_first, n - n_first)
+
+
+@lru_cache(maxsize=8)
+def _arrangements(n: int, n_first: int) -> Floats:
+    """Return all ways to choose the first arm's networks [way, run]; the first ones come first."""
+    inside = np.zeros((math.comb(n, n_first), n))
+    for row, chosen in enumerate(combinations(range(n), n_first)):
+        inside[row, list(chosen)] = 1
+    return inside
 
 
 def least_p(n_first: int, n_second: int) -> float:

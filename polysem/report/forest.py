@@ -123,6 +123,7 @@ def _draw_units(
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−½", "0", "½", "1"])
     axes.grid(axis="x", color=LIGHT, lw=0.4)
     axes.set_axisbelow(True)
+    axes.patch.set_visible(False)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
 
@@ -155,6 +156,7 @@ def _draw_networks(
               width=INNER - _NAMES - width - 0.15, size=6.5)  # fmt: skip
     axes.axvline(0, color=GREY, lw=0.6)
     axes.set(xlim=(-1.06, 1.06), ylim=(len(rows), 0))
+    axes.patch.set_visible(False)
     axes.set_xticks([])
     axes.set_yticks([])
     for side in ("left", "bottom"):
@@ -177,7 +179,7 @@ def _point(
     colour = _COLOURS[k % len(_COLOURS)]
     if np.isfinite(low):
         axes.plot([low, high], [y, y], color=colour, lw=1.1)
-    sure = row["q"] <= 0.05 and not low <= 0 <= high
+    sure = (low > 0 or high < 0) and not row["q"] > 0.05  # q is missing where there is no test
     face = colour if sure else "white"
     axes.plot([value], [y], "o", ms=3.2, mfc=face, mec=colour, mew=0.8, clip_on=False)
 
@@ -185,10 +187,10 @@ def _point(
 def _notes(compared: pd.DataFrame, of_units: pd.DataFrame) -> list[str]:
     notes = [
         "Cliff's delta: chance that a unit of the first arm is higher than one of the other at the "
-        "same layer, minus the reverse. Bars: 95 % intervals, on these images; none where nothing "
-        "varies.",
-        "Filled: the interval excludes 0, and the false discovery rate is at most 5 % "
-        "(Benjamini–Hochberg over the measures of two arms). Whole networks: each on its own scale.",
+        "same layer, minus the reverse. Bars: 95 % intervals, on these images. Whole networks: "
+        "each row on its own scale.",
+        "Filled: the interval excludes 0, and the false discovery rate (Benjamini–Hochberg over "
+        "the measures of two arms) is at most 5 % where there is a test.",
     ]
     if (compared["about"] == "these networks").any():
         notes.append(

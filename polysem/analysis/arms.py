@@ -67,14 +67,11 @@ def checked(arms: Sequence[Arm]) -> npt.NDArray[np.int64]:
     Raises
     ------
     DataError
-        If runs are on different images, one is in two arms, or an arm has one network twice.
+        If runs are on different images, or an arm has one network twice.
     RunError
         If heads were studied in different ways.
     """
     runs = [run for arm in arms for run in arm.runs]
-    for one, other in combinations(runs, 2):
-        if one.path.resolve() == other.path.resolve():
-            raise DataError(f"{one.path} is named twice; a run belongs to one arm, once")
     for arm in arms:
         for one, other in combinations(arm.runs, 2):
             if one.manifest["model"]["sha256"] == other.manifest["model"]["sha256"]:
@@ -155,6 +152,9 @@ def what_to_know(arms: Sequence[Arm], tables: Sequence[str]) -> list[str]:
     for arm in arms:
         for key in sorted({key for run in arm.runs[1:] for key in _odd(arm.runs[0], run)}):
             notes.append(f"runs of {arm.name} differ in {key}, and are not seeds of one recipe")
+    for one, other in combinations(runs, 2):
+        if one.manifest["model"]["sha256"] == other.manifest["model"]["sha256"]:
+            notes.append(f"{one.path} and {other.path} are runs of the same network")
     for run in runs:
         if run.manifest["status"] != "complete":
             notes.append(f"{run.path} is {run.manifest['status']}")

@@ -33,6 +33,7 @@ __all__ = [
     "cliffs_delta",
     "interval_of_delta",
     "least_p",
+    "median_difference",
     "pair_deltas",
     "paired",
     "placements",
@@ -123,6 +124,24 @@ def placements(values: Floats, ordered: Floats) -> Floats:
     return (below - above) / len(ordered)
 
 
+def median_difference(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float, float]:
+    """Return median(a) - median(b) and the ends of its interval over units; NaN is left out.
+
+    >>> [round(x, 3) for x in median_difference([1.0, 2.0, 3.0], [1.0, float("nan")])]
+    [1.0, nan, nan]
+    """
+    cells = []
+    for values in (a, b):
+        given = np.asarray(values, dtype=np.float64)
+        known = given[~np.isnan(given)]
+        cells.append(Cell(known, np.arange(len(known)), len(known)))
+    medians = [cell.summary("median") for cell in cells]
+    value = medians[0] - medians[1] if np.isfinite(medians).all() else float("nan")
+    variance = sum(unit_variance(cell, "median") for cell in cells)
+    difference = Estimate(value, variance, sum(cell.n_units for cell in cells) - 2)
+    return value, *difference.interval()
+
+
 def pair_deltas(cells: Sequence[Cell]) -> Floats:
     """Return Cliff's delta of every two networks [run, run] at one layer; NaN if one is empty."""
     ordered = [np.sort(cell.values) for cell in cells]
@@ -154,7 +173,9 @@ def unit_variance(cell: Cell, how: Summary | Floats) -> float:
         share = _mean_variance(below, cell.units)
         steps = scipy.stats.norm.ppf((np.arange(400) + 0.5) / 400)
         levels = np.clip(0.5 + math.sqrt(share) * steps, 0, 1)
-        drawn = np.quantile(cell.values, levels)
+        # between two values of which one is infinite there is nothing
+        finite = np.isfinite(cell.values).all()
+        drawn = np.quantile(cell.values, levels, method="linear" if finite else "inverted_cdf")
         return float(drawn.var()) if np.isfinite(drawn).all() else float("nan")
     values = cell.values if isinstance(how, str) else how
     return _mean_variance(values, cell.units) if np.isfinite(values).all() else float("nan")

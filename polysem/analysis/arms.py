@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polysem.analysis.effects import least_p
+from polysem.analysis.permutation import least_p
 from polysem.errors import DataError, RunError, SpecError
 from polysem.sites import select_sites
 from polysem.store.run import Run
@@ -152,9 +152,9 @@ def what_to_know(arms: Sequence[Arm], tables: Sequence[str]) -> list[str]:
     for arm in arms:
         for key in sorted({key for run in arm.runs[1:] for key in _odd(arm.runs[0], run)}):
             notes.append(f"runs of {arm.name} differ in {key}, and are not seeds of one recipe")
-    for one, other in combinations(runs, 2):
-        if one.manifest["model"]["sha256"] == other.manifest["model"]["sha256"]:
-            notes.append(f"{one.path} and {other.path} are runs of the same network")
+    for run, again in combinations(runs, 2):
+        if run.manifest["model"]["sha256"] == again.manifest["model"]["sha256"]:
+            notes.append(f"{run.path} and {again.path} are runs of the same network")
     for run in runs:
         if run.manifest["status"] != "complete":
             notes.append(f"{run.path} is {run.manifest['status']}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from polysem.analysis import effects
+from polysem.analysis import effects, permutation
 from polysem.analysis.arms import Arm
 from polysem.analysis.coadaptation import compare_heads
 from polysem.analysis.effects import Estimate
@@ -111,7 +111,7 @@ class _Parts:
                 variance = np.array([[effects.unit_variance(c, how) for c in row] for row in cells])
                 of_delta = np.array([_delta_variance(c[:n], c[n:]) for c in columns])
                 drawn = [
-                    effects.shuffled_deltas(column[:n], column[n:], layer=k)
+                    permutation.shuffled_deltas(column[:n], column[n:], layer=k)
                     for k, column in enumerate(columns)
                 ]
                 shuffled = np.stack(drawn, axis=1)
@@ -186,11 +186,11 @@ class _Parts:
                 return float("nan"), float("nan")
             means = np.abs(self.shuffled.mean(1))
             means = means[np.isfinite(means)]
-            return float((means >= means[0] * (1 - 1e-9)).mean()), 1 / (effects.DRAWS + 1)
+            return float((means >= means[0] * (1 - 1e-9)).mean()), 1 / (permutation.DRAWS + 1)
         if self.deltas is not None:
-            return effects.swapped_arms(self.deltas.mean(0), n)
+            return permutation.swapped_arms(self.deltas.mean(0), n)
         means = self.values.mean(1)
-        return effects.swapped_arms(means[:, None] - means, n)
+        return permutation.swapped_arms(means[:, None] - means, n)
 
     def _exchanged(self) -> str:
         if not self.single:
@@ -224,13 +224,13 @@ def _named(
 def _of_images(first: Floats, second: Floats) -> dict[str, object]:
     """Return the row of a measure of images [run, image], both arms on the same ones."""
     a, b = first.mean(0), second.mean(0)
-    difference, p = effects.paired(a - b)
+    difference, p = permutation.paired(a - b)
     found: dict[str, object] = {}
     for name, values in (("value", a), ("other_value", b)):
         mean = Estimate(float(values.mean()), float(values.var(ddof=1)) / len(a), len(a) - 1)
         found |= _named(name, mean, Estimate.interval)
     return found | _named("difference", difference, Estimate.interval) | {
-        "p": p, "least_p": 1 / (effects.DRAWS + 1), "exchanged": "images",
+        "p": p, "least_p": 1 / (permutation.DRAWS + 1), "exchanged": "images",
         "resampled": "image", "layers": 1,
         "units": len(a), "other_units": len(a),
     }  # fmt: skip

@@ -16,8 +16,9 @@ import pandas as pd
 import scipy.stats
 
 from polysem.analysis.effect_rows import effect_of
-from polysem.analysis.effects import Cell, least_p
+from polysem.analysis.effects import Cell
 from polysem.analysis.measures import Measure
+from polysem.analysis.permutation import least_p
 
 __all__ = ["COLUMNS", "WORLDS", "World", "simulate"]
 

@@ -84,20 +84,24 @@ def _of_unit(
     named = target.tail if text.split(":")[-1] in ("upper", "lower") else None
     if named is not None and named not in each.tails:
         raise SpecError(f"units of {target.site} fire in one direction; leave {named} out")
+    firing = run.units(target.site)["top_value"].to_numpy()[each.at]
+    firing = np.where(each.at[0] == 0, firing, -firing) > 0
     found = []
     for tail in each.tails if named is None else [named]:
-        mine = (each.at[0] == each.tails.index(tail)) & (each.at[1] == target.unit)
+        mine = firing & (each.at[0] == each.tails.index(tail)) & (each.at[1] == target.unit)
         name, title = f"{target.site}_{target.unit}_{tail}", f"{target.site}:{target.unit}"
         title += f":{tail}" if len(each.tails) > 1 else ""
         if facet is not None:
             mine &= np.isin(each.at[2], _ranks(run, target, tail, facet))
             name, title = f"{name}_facet_{facet}", f"{title}, facet {facet}"
-        if (some := _some(each, mine & (each.at[2] < limit if facet is None else True))).image.size:
+        else:
+            mine &= each.at[2] < limit
+        if (some := _some(each, mine)).image.size:
             found.append(CircuitTarget(name, title, {target.site: some}))
     if not found:
         raise RunError(
-            f"{run.path} has no exemplars of {text}: the unit never fired there; polysem show "
-            f"{run.path} tells what did"
+            f"{run.path} has no exemplars of {text}: it never fired in that direction; polysem "
+            f"show {run.path} draws units that did"
         )
     return found
 

@@ -90,8 +90,8 @@ def circuits(
     sites: str | Iterable[str] | None = None,
     data: str | ImageData | None = None,
     exemplars: int = 16,
-    nodes: int = 5,
-    keep: int = 60,
+    nodes: int = 6,
+    keep: int = 3,
     device: str = "auto",
     progress: bool = True,
 ) -> list[Circuit]:
@@ -117,10 +117,10 @@ def circuits(
         Where the images are, if they have moved.
     exemplars : int, default 16
         Of each face or class, at most.
-    nodes : int, default 5
+    nodes : int, default 6
         Faces that are kept of each site.
-    keep : int, default 60
-        Edges that are kept.
+    keep : int, default 3
+        Edges that are kept into each of these; into the target all are.
     device : str, default "auto"
     progress : bool, default True
 
@@ -363,7 +363,10 @@ def _graph(
     end: _Into,
     n_edges: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return nodes, in network order and the target last, and the strongest edges between them."""
+    """Return nodes, in network order and the target last, and the edges between them.
+
+    All edges into the target, and the strongest `n_edges` into each other node.
+    """
     order = list(reversed(list(through)))
     ordered = sorted(faces, key=lambda face: order.index(face[0]))  # strongest first, within a site
     number = {face: k for k, face in enumerate(ordered)}
@@ -378,8 +381,8 @@ def _graph(
         columns=["source", "target", "share"],
     ).astype({"source": np.int64, "target": np.int64, "share": np.float64})
     edges = edges[edges["share"] != 0]
-    strongest = edges["share"].abs().nlargest(n_edges).index
-    edges = edges.loc[strongest].reset_index(drop=True)
+    rank = edges["share"].abs().groupby(edges["target"]).rank(ascending=False, method="first")
+    edges = edges[(rank <= n_edges) | (edges["target"] == len(ordered))].reset_index(drop=True)
     kept = edges.groupby("target")["share"].sum().reindex(range(len(flows)), fill_value=0.0)
     rows = []
     for node, flow in flows:

@@ -30,8 +30,9 @@ from polysem.sites import parse_site
 
 __all__ = ["EDGE_CHECK", "check_edges"]
 
-#: The columns of ``tables/edge_check.parquet``, a single row.
+#: The columns of ``tables/edge_check.parquet``: all edges that were checked, and by target site.
 EDGE_CHECK = {
+    "site": "where the targets are; all for all edges",
     "method": "bcos (contributions make up the firing) or attribution (activation times gradient)",
     "edges": "edges of the largest share that were ablated",
     "rank_correlation": "Spearman's correlation of contribution and fall, both over the target's "
@@ -107,7 +108,11 @@ def check_edges(
             move("ablate", start + len(some), len(todo))
     falls = pd.Series(fall).groupby([each.edge for each in todo]).mean()
     table.loc[falls.index, "ablation"] = falls
-    return _agreement(table.loc[chosen], "bcos" if is_bcos(loaded) else "attribution")
+    method = "bcos" if is_bcos(loaded) else "attribution"
+    checked = table.loc[chosen]
+    by_site = [(site, checked[checked["site"] == site]) for site in found]
+    rows = [_agreement(site, some, method) for site, some in [("all", checked), *by_site]]
+    return pd.DataFrame(rows, columns=list(EDGE_CHECK))
 
 
 def _exemplars_of(edge: int, row: pd.Series, found: Mapping[str, Exemplars]) -> list[_Ablation]:
@@ -188,8 +193,8 @@ def _unit_axis(site: str) -> int:
     return parse_site(site).dims.index(parse_site(site).unit_dim) - 1
 
 
-def _agreement(checked: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Return the row of `EDGE_CHECK`."""
+def _agreement(site: str, checked: pd.DataFrame, method: str) -> tuple[object, ...]:
+    """Return a row of `EDGE_CHECK`."""
     firing = (checked["contribution"] / checked["share"]).to_numpy()
     said, seen = checked["share"].to_numpy(), checked["ablation"].to_numpy() / firing
     low = high = rank = size = same = ratio = np.nan
@@ -199,9 +204,8 @@ def _agreement(checked: pd.DataFrame, method: str) -> pd.DataFrame:
         rank, size = _spearman(said, seen), _spearman(np.abs(said), np.abs(seen))
         draws = np.random.default_rng(0).integers(len(said), size=(1000, len(said)))
         again = [_spearman(said[draw], seen[draw]) for draw in draws]
-        low, high = np.nanquantile(again, [0.025, 0.975])
-    numbers = (len(said), rank, low, high, size, same, ratio)
-    return pd.DataFrame([(method, *numbers)], columns=list(EDGE_CHECK))
+        low, high = np.nanquantile(again, [0.025, 0.975]) if np.isfinite(rank) else (low, high)
+    return site, method, len(said), rank, low, high, size, same, ratio
 
 
 def _spearman(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:

@@ -103,10 +103,9 @@ def cluster_graph(run: Run, name: str = "cluster", *, least: float = 0.02) -> nx
     """
     table, summary = run.table(f"{name}_edges"), run.table(f"{name}_summary").set_index("cluster")
     graph = nx.DiGraph(title=f"which {name.replace('_', ' ')}s feed which", run=str(run.path))
-    for cluster, row in summary.iterrows():
-        top = row["top_class"]
-        label = "" if pd.isna(top) else str(top)
-        graph.add_node(str(cluster), label=label, main_site=row["main_site"])
+    tops = zip(summary.index, summary["top_class"], summary["main_site"], strict=True)
+    for cluster, top, site in tops:
+        graph.add_node(str(cluster), label="" if pd.isna(top) else str(top), main_site=str(site))
     for row in table.to_dict("records"):
         node = str(row["cluster"])
         graph.nodes[node]["members"] = int(row["members"])

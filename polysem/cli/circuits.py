@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -50,6 +50,13 @@ def circuits(
     check: Annotated[
         int, typer.Option(help="Of all units: so many of the strongest edges are ablated.", min=0)
     ] = 200,
+    norms: Annotated[
+        Literal["free", "held"] | None,
+        typer.Option(
+            help="Of networks that are not B-cos: free norms say best what ablating an edge does "
+            "(default for all units), held ones make parts sum to the firing (for one circuit)."
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Where the images are, if moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     weights: Annotated[
@@ -80,13 +87,14 @@ def circuits(
     torch.manual_seed(0)  # timm:NAME without weights draws them: the same in every run
     loaded = open_model(model, device, weights=weights, arch=arch)
     if not one:
-        _edges(run, loaded, sites, data, exemplars or 8, keep or 8, check, device)
+        _edges(run, loaded, sites, data, exemplars or 8, keep or 8, check, norms or "free", device)
         return
     from polysem.explain.circuits import circuits as trace
 
     found = trace(
         run, loaded, unit=unit, of_class=of_class, cluster=cluster, facet=facet, sites=sites,
-        data=data, exemplars=exemplars or 16, nodes=nodes, keep=keep or 3, device=device,
+        data=data, exemplars=exemplars or 16, nodes=nodes, keep=keep or 3,
+        norms=norms or "held", device=device,
     )  # fmt: skip
     for circuit in found:
         _write(run, circuit)
@@ -119,6 +127,7 @@ def _edges(
     exemplars: int,
     keep: int,
     check: int,
+    norms: Literal["free", "held"],
     device: str,
 ) -> None:
     from polysem.analysis.circuit_graph import cluster_graph, save_graph
@@ -130,7 +139,7 @@ def _edges(
 
     table = edges(
         run, loaded, sites=sites, data=data, exemplars=exemplars, keep=keep, check=check,
-        device=device,
+        norms=norms, device=device,
     )  # fmt: skip
     opened = Run.open(run)
     totals = opened.table("edge_totals")

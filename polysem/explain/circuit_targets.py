@@ -110,8 +110,8 @@ def _ranks(run: Run, target: Target, tail: str, facet: int) -> npt.NDArray[np.in
     if not (run.path / "tables" / "facets.parquet").is_file():
         raise RunError(f"{run.path} holds no facets; find them with: polysem facets {run.path}")
     table = run.table("facets")
-    mine = table[(table["site"] == target.site) & (table["unit"] == target.unit)]
-    mine = mine[mine["tail"] == tail].set_index("facet")["ranks"]
+    own = (table["site"] == target.site) & (table["unit"] == target.unit)
+    mine = table[own & (table["tail"] == tail)].set_index("facet")["ranks"]
     if facet not in mine.index:
         raise SpecError(
             f"the {tail} face of {target.site}:{target.unit} has no facet {facet}: it has "

@@ -26,6 +26,7 @@ from polysem.explain.cuts import (
     CLASS,
     IMAGE,
     Cut,
+    Norms,
     by_face,
     cut,
     gradients,
@@ -35,7 +36,7 @@ from polysem.explain.cuts import (
 )
 from polysem.explain.run_exemplars import Exemplars, is_bcos, open_again, pointed
 from polysem.explain.target import sites_of
-from polysem.explain.tracing import shown, traced_sites
+from polysem.explain.tracing import method_of, shown, traced_sites
 from polysem.models.load import LoadedModel
 from polysem.progress import progress_bar
 from polysem.sites import parse_site
@@ -61,10 +62,10 @@ class Circuit:
     name, title : str
         For files, and for people.
     facts : dict
-        method (bcos or attribution), exemplars, value (mean firing), sites traced, and what makes
-        up the firing: kept (edges of the graph: its completeness), others (units that are left
-        out), image (around all sites), rest (constants, and what gradients leave out): shares that
-        sum to 1.
+        method (bcos, attribution, or that with norms held), exemplars, value (mean firing), sites
+        (traced), and what makes up the firing: kept (edges of the graph: its completeness), others
+        (units that are left out), image (around all sites), rest (constants, and what gradients
+        leave out): shares that sum to 1.
     nodes : DataFrame
         One row a face: node, site, unit, tail, share (what flows through it), and how much of that
         comes from kept, others, image and rest. The last is the target itself, of share 1.
@@ -92,6 +93,7 @@ def circuits(
     exemplars: int = 16,
     nodes: int = 6,
     keep: int = 3,
+    norms: Norms = "held",
     device: str = "auto",
     progress: bool = True,
 ) -> list[Circuit]:
@@ -121,6 +123,9 @@ def circuits(
         Faces that are kept of each site.
     keep : int, default 3
         Edges that are kept into each of these; into the target all are.
+    norms : {"held", "free"}, default "held"
+        Of networks that are not B-cos: held ones make what flows sum up, free ones say best what
+        ablation of a single edge does; see `cuts.prepared`.
     device : str, default "auto"
     progress : bool, default True
 
@@ -161,7 +166,7 @@ def circuits(
     found = []
     with progress_bar(unit="exemplars", show=progress) as move:
         for target in targets:
-            flow = _Flow(loaded, source, before, order)
+            flow = _Flow(loaded, source, before, order, norms)
             found.append(flow.circuit(target, nodes, keep, move))
     return found
 
@@ -185,11 +190,16 @@ class _Flow:
     """How the firing of one target flows back through a network that is cut."""
 
     def __init__(
-        self, loaded: LoadedModel, source: ImageData, sites: Sequence[str], order: Sequence[str]
+        self,
+        loaded: LoadedModel,
+        source: ImageData,
+        sites: Sequence[str],
+        order: Sequence[str],
+        norms: Norms,
     ) -> None:
         self.loaded, self.source, self.sites, self.order = loaded, source, sites, order
         self.signed = signed_sites(loaded.model, sites)
-        self.bcos = is_bcos(loaded)
+        self.norms, self.bcos = norms, is_bcos(loaded)
         like = next(loaded.model.parameters())
         self.n_images, self.n_rows = _AT_A_TIME.get(like.device.type, (16, 64))
 
@@ -218,7 +228,8 @@ class _Flow:
             )
         total = 2 * sum(len(each.image) for each in target.exemplars.values())
         done = 0
-        end, through = _Into(), {}
+        end = _Into()
+        through: dict[str, Tensor] = {}
         for site, each in target.exemplars.items():
             for passed, ones, weight in self._batches(site, each, weights[site]):
                 inner = self._back(passed, site, ones, weight, end)
@@ -243,7 +254,7 @@ class _Flow:
         nodes, edges = _graph(target, faces, through, into, end, n_edges)
         last = nodes.iloc[-1]
         facts = {
-            "method": "bcos" if self.bcos else "attribution",
+            "method": method_of(self.loaded, self.norms),
             "exemplars": sum(len(each.image) for each in target.exemplars.values()),
             "value": float(np.mean(np.concatenate(list(values.values())))),
             "sites": list(self.sites),
@@ -268,7 +279,7 @@ class _Flow:
         read = [] if site in (*self.sites, CLASS) else [site]
         for start in range(0, len(each.image), self.n_images):
             rows = np.arange(start, min(start + self.n_images, len(each.image)))
-            with prepared(self.loaded.model, bcos=self.bcos):
+            with prepared(self.loaded.model, bcos=self.bcos, norms=self.norms):
                 x = shown(self.loaded, self.source, [int(i) for i in each.image[rows]])
                 passed = cut(self.loaded.model, x, self.sites, read=read)
                 arrived, mine = passed.arrived[site], [rows[k : k + 1] for k in range(len(rows))]

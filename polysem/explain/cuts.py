@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,16 @@ from polysem.explain.forward import explaining, forward
 from polysem.explain.linear import summarising
 from polysem.models.bcos import logit_bias
 from polysem.models.hooked import HookedVisionModel
+from polysem.models.norms import held
 from polysem.sites import parse_site
 
 __all__ = [
-    "CLASS", "IMAGE", "Cut", "by_face", "cut", "gradients", "parts", "prepared", "signed_sites",
+    "CLASS", "IMAGE", "Cut", "Norms", "by_face", "cut", "gradients", "parts", "prepared",
+    "signed_sites",
 ]  # fmt: skip
+
+#: Whether normalisations are held fixed for derivatives, in networks that are not B-cos.
+Norms: TypeAlias = Literal["free", "held"]
 
 #: Where the logits are, less what B-cos networks add to all of them; comes after all sites.
 CLASS = "class"
@@ -59,10 +65,36 @@ class Cut:
 
 
 @contextmanager
-def prepared(model: nn.Module, *, bcos: bool) -> Iterator[None]:
-    """Freeze a model; of a B-cos network hold fixed what makes up W(x), too."""
-    with (summarising if bcos else explaining)(model, kernels_for_rows=True):
-        yield
+def prepared(model: nn.Module, *, bcos: bool, norms: Norms = "free") -> Iterator[None]:
+    """Freeze a model; of a B-cos network hold fixed what makes up W(x), too.
+
+    Parameters
+    ----------
+    model : nn.Module
+    bcos : bool
+        Whether it is a B-cos network, whose norms are part of W(x) in any case.
+    norms : {"free", "held"}, default "free"
+        Whether derivatives see that LayerNorms of tokens divide by a deviation. A network does not
+        change if what a norm reads grows in proportion, so that by free norms all parts of it sum
+        to about nothing; with deviations held they sum to what arrives, less biases.
+    """
+    handles = []
+    try:
+        with (summarising if bcos else explaining)(model, kernels_for_rows=True):
+            if norms == "held" and not bcos:
+                handles = [
+                    module.register_forward_hook(_hold)
+                    for module in model.modules()
+                    if isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
+                ]
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hold(norm: nn.Module, inputs: tuple[Tensor, ...], values: Tensor) -> Tensor:
+    return held(norm, inputs[0], values)
 
 
 def signed_sites(model: nn.Module, sites: Sequence[str]) -> dict[str, bool]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from polysem.data.dataset import ImageData
 from polysem.explain.cuts import CLASS, cut, prepared, signed_sites
 from polysem.explain.forward import forward
-from polysem.explain.run_exemplars import Exemplars, is_bcos, pointed
+from polysem.explain.run_exemplars import Exemplars, pointed
 from polysem.explain.tracing import shown
 from polysem.models.bcos import logit_bias
 from polysem.models.load import LoadedModel
@@ -33,7 +33,7 @@ __all__ = ["EDGE_CHECK", "check_edges"]
 #: The columns of ``tables/edge_check.parquet``: all edges that were checked, and by target site.
 EDGE_CHECK = {
     "site": "where the targets are; all for all edges",
-    "method": "bcos (contributions make up the firing) or attribution (activation times gradient)",
+    "method": "bcos (exact), attribution (activation times gradient) or attribution, norms held",
     "edges": "edges of the largest share that were ablated",
     "rank_correlation": "Spearman's correlation of contribution and fall, both over the target's "
     "mean firing; missing with fewer than three edges",
@@ -94,7 +94,7 @@ def check_edges(
     Returns
     -------
     DataFrame
-        Columns `EDGE_CHECK`.
+        Columns `EDGE_CHECK`, without the method.
     """
     chosen = table["share"].abs().nlargest(n_edges).index
     todo = [each for edge in chosen for each in _exemplars_of(edge, table.loc[edge], found)]
@@ -108,11 +108,11 @@ def check_edges(
             move("ablate", start + len(some), len(todo))
     falls = pd.Series(fall).groupby([each.edge for each in todo]).mean()
     table.loc[falls.index, "ablation"] = falls
-    method = "bcos" if is_bcos(loaded) else "attribution"
     checked = table.loc[chosen]
     by_site = [(site, checked[checked["site"] == site]) for site in found]
-    rows = [_agreement(site, some, method) for site, some in [("all", checked), *by_site]]
-    return pd.DataFrame(rows, columns=list(EDGE_CHECK))
+    rows = [_agreement(site, some) for site, some in [("all", checked), *by_site]]
+    columns = [name for name in EDGE_CHECK if name != "method"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _exemplars_of(edge: int, row: pd.Series, found: Mapping[str, Exemplars]) -> list[_Ablation]:
@@ -193,7 +193,7 @@ def _unit_axis(site: str) -> int:
     return parse_site(site).dims.index(parse_site(site).unit_dim) - 1
 
 
-def _agreement(site: str, checked: pd.DataFrame, method: str) -> tuple[object, ...]:
+def _agreement(site: str, checked: pd.DataFrame) -> tuple[object, ...]:
     """Return a row of `EDGE_CHECK`."""
     firing = (checked["contribution"] / checked["share"]).to_numpy()
     said, seen = checked["share"].to_numpy(), checked["ablation"].to_numpy() / firing
@@ -205,7 +205,7 @@ def _agreement(site: str, checked: pd.DataFrame, method: str) -> tuple[object, .
         draws = np.random.default_rng(0).integers(len(said), size=(1000, len(said)))
         again = [_spearman(said[draw], seen[draw]) for draw in draws]
         low, high = np.nanquantile(again, [0.025, 0.975]) if np.isfinite(rank) else (low, high)
-    return site, method, len(said), rank, low, high, size, same, ratio
+    return site, len(said), rank, low, high, size, same, ratio
 
 
 def _spearman(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:

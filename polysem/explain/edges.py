@@ -18,11 +18,11 @@ from torch import Tensor
 
 from polysem.data.dataset import ImageData
 from polysem.errors import NonFiniteError, RunError, SpecError
-from polysem.explain.cuts import CLASS
+from polysem.explain.cuts import CLASS, Norms
 from polysem.explain.edge_ablation import EDGE_CHECK, check_edges
 from polysem.explain.feeding import CLUSTER_EDGES, groupings_of
 from polysem.explain.run_exemplars import Exemplars, open_again, site_exemplars
-from polysem.explain.tracing import Traced, class_exemplars, trace, traced_sites
+from polysem.explain.tracing import Traced, class_exemplars, method_of, trace, traced_sites
 from polysem.models.load import LoadedModel
 from polysem.progress import progress_bar
 from polysem.store.additions import add_table
@@ -76,6 +76,7 @@ def edges(
     exemplars: int = 8,
     keep: int = 8,
     check: int = 200,
+    norms: Norms = "free",
     device: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -102,6 +103,9 @@ def edges(
         Edges into each face.
     check : int, default 200
         So many edges of the largest share are ablated.
+    norms : {"free", "held"}, default "free"
+        Of networks that are not B-cos: free ones say best what ablation does, held ones make the
+        parts sum to the firing; see `cuts.prepared`.
     device : str, default "auto"
     progress : bool, default True
 
@@ -143,7 +147,7 @@ def edges(
         for site, each in found.items():
             sums = _Sums(each)
             takers = [sums.take, *(grouping.taker(each) for grouping in groupings)]
-            for n in trace(loaded, source, chosen, site, each, takers):
+            for n in trace(loaded, source, chosen, site, each, takers, norms=norms):
                 done += n
                 move("trace", done, total)
             parts.append(sums.tables(keep))
@@ -151,6 +155,7 @@ def edges(
     totals = pd.concat([rows for _, rows in parts], ignore_index=True)
     table["ablation"] = np.nan
     checked = check_edges(loaded, source, chosen, found, table, check, progress=progress)
+    checked.insert(1, "method", method_of(loaded, norms))
     add_table(opened, "edges", table[list(EDGES)], meanings=EDGES)
     add_table(opened, "edge_totals", totals[list(EDGE_TOTALS)], meanings=EDGE_TOTALS)
     add_table(opened, "edge_check", checked, meanings=EDGE_CHECK)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from polysem.data.dataset import ImageData
 from polysem.errors import SpecError
-from polysem.explain.cuts import CLASS, cut, gradients, parts, prepared, signed_sites
+from polysem.explain.cuts import CLASS, Norms, cut, gradients, parts, prepared, signed_sites
 from polysem.explain.run_exemplars import Exemplars, image_batches, is_bcos, pointed
 from polysem.explain.target import sites_of
 from polysem.models.load import LoadedModel
 from polysem.sites import Site, parse_site, select_sites
 from polysem.store.run import Run
 
-__all__ = ["Traced", "class_exemplars", "shown", "trace", "traced_sites"]
+__all__ = ["Traced", "class_exemplars", "method_of", "shown", "trace", "traced_sites"]
 
 #: What is traced by default: neurons, channels, and the neurons before classification.
 _NEURONS = ("mlp.hook_post", "hook_post", "hook_pooled")
@@ -112,6 +112,8 @@ def trace(
     site: str,
     each: Exemplars,
     takers: Sequence[Callable[[Traced], None]],
+    *,
+    norms: Norms,
 ) -> Iterator[int]:
     """Share out the firing of all exemplars of a site among the faces of the sites before it.
 
@@ -124,7 +126,7 @@ def trace(
     for images in image_batches({site: each}, n_images):
         x = shown(loaded, source, images)
         mine = [np.flatnonzero(each.image == image) for image in images]
-        with prepared(loaded.model, bcos=is_bcos(loaded)):
+        with prepared(loaded.model, bcos=is_bcos(loaded), norms=norms):
             passed = cut(loaded.model, x, sites, read=read)
             arrived = passed.arrived[site]
             for at, value, ones in pointed(each, mine, arrived, passed.n_prefix_tokens, n_rows):
@@ -132,6 +134,13 @@ def trace(
                 for take in takers:
                     take(Traced(images, at, value, units, image))
         yield sum(len(rows) for rows in mine)
+
+
+def method_of(loaded: LoadedModel, norms: Norms) -> str:
+    """Return how contributions are found, in a word or two."""
+    if is_bcos(loaded):
+        return "bcos"
+    return "attribution" if norms == "free" else "attribution, norms held"
 
 
 def shown(loaded: LoadedModel, source: ImageData, images: Sequence[int]) -> Tensor:

@@ -30,9 +30,8 @@ from polysem.sites import parse_site
 
 __all__ = ["circuit_figure", "cluster_figure", "short_site"]
 
-#: Edges that excite are solid and vermilion, edges that inhibit dashed and blue.
-_EXCITES = {"color": TAIL_COLOURS["upper"], "linestyle": "-"}
-_INHIBITS = {"color": TAIL_COLOURS["lower"], "linestyle": (0, (3, 1.5))}
+#: Edges that inhibit; those that excite are solid.
+_DASHED = (0, (3, 1.5))
 
 _ARROWS = {"upper": "↑", "lower": "↓", "": ""}
 
@@ -154,12 +153,9 @@ def _columns(graph: nx.DiGraph) -> list[tuple[str, list[str]]]:
 
 
 def _subtitle(facts: dict[str, Any]) -> str:
-    how = {
-        "bcos": "exact: activation × dynamic weight, W(x)",
-        "attribution": "attribution: activation × gradient",
-    }
+    how = {"bcos": "exact: activation × dynamic weight, W(x)"}
     firing = f"mean firing {facts['value']:.3g} over {facts['exemplars']} exemplars"
-    return f"{firing} · {how[facts['method']]} · {facts['run']}"
+    return f"{firing} · {how.get(facts['method'], facts['method'])} · {facts['run']}"
 
 
 def _left_out(facts: dict[str, Any]) -> str:
@@ -184,14 +180,12 @@ def _draw_edge(
     *,
     faint: bool = False,
 ) -> None:
-    style = dict(_EXCITES if part > 0 else _INHIBITS)
-    if faint:
-        style["color"] = LIGHT
+    colour = LIGHT if faint else TAIL_COLOURS["upper" if part > 0 else "lower"]
     sheet.add_patch(
         FancyArrowPatch(
             start, end, connectionstyle="arc3,rad=0.06", arrowstyle="-",
             linewidth=0.25 + 4 * min(1.0, abs(part)) ** 0.5, alpha=0.7,
-            zorder=1 if faint else 2, **style,
+            zorder=1 if faint else 2, color=colour, linestyle="-" if part > 0 else _DASHED,
         )
     )  # fmt: skip
 
@@ -214,9 +208,10 @@ def _draw_node(sheet: Axes, at: tuple[float, float], facts: dict[str, Any], gap:
         lines = [f"{facts['unit']}{_ARROWS[facts['tail']]}  {_percent(facts['share'])}"]
         lines += [facts["label"]] if facts["label"] else []
     for k, line in enumerate(lines):
+        text = fit(readable(line), min(0.95 * gap, 1.25), size=6.5)
         sheet.text(
-            x, y + 0.25 + 0.11 * k + (0.07 if target else 0),
-            fit(readable(line), min(0.95 * gap, 1.25), size=6.5), size=6.5, ha="center", va="baseline",
+            x, y + 0.25 + 0.11 * k + (0.07 if target else 0), text, size=6.5, ha="center",
+            va="baseline",
             zorder=5, bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.6, "linewidth": 0},
         )  # fmt: skip
 

@@ -87,7 +87,7 @@ def test_a_unit_a_facet_and_a_cluster(planted: Run) -> None:
     add_table(planted, "clusters", table, meanings=dict.fromkeys(columns, "said elsewhere"))
     (group,) = found(planted, planted_circuit(), cluster=0)
     shares = group.nodes.set_index(["site", "unit"])["share"]
-    # half the firing is that of the pooled neuron, to which neuron 3 gives 1 − 1/4, the other its own
+    # half the firing is the pooled neuron's, to which neuron 3 gives 3/4; of the other, all
     assert shares[(B0, 3)] == pytest.approx(0.5 * 0.75 + 0.5)
     assert shares[(B1, 5)] == pytest.approx(0.5) and shares[(B1, 7)] == pytest.approx(-0.125)
     assert group.facts["kept"] == pytest.approx(1)

@@ -34,7 +34,7 @@ SITES = {
 
 
 def summed(model: Any, x: Tensor, sites: list[str], target: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a weighted sum over what arrives at a site [image], the units' part and the image's."""
+    """Return a weighted sum over what arrives [image], the units' part and the image's."""
     signed = signed_sites(model, sites)
     with prepared(model, bcos=True):
         at = cut(model, x, sites, read=[] if target in (*sites, CLASS) else [target])

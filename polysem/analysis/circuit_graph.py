@@ -9,6 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ def save_graph(graph: nx.DiGraph, stem: Path) -> list[Path]:
         except OSError as error:
             raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         files.append(file)
     return files
 

@@ -116,7 +116,7 @@ def cluster_figure(graph: nx.DiGraph, *, most: int = 24) -> Figure:
     for k, node in enumerate(shown):
         write(sheet, left + (k + 0.5) * cell, top - 0.08, node, size=6.5, align="center")
         facts = graph.nodes[node]
-        text = f"{facts['label']}  {node}" if facts["label"] else node
+        text = f"{facts['label']} {node}" if facts["label"] else node
         y = top + (k + 0.5) * cell + 0.03
         write(sheet, left - 0.08, y, text, size=6.5, align="right", width=2.1)
     write(sheet, left, top - 0.26, "fed cluster", size=7, colour=GREY)
@@ -205,7 +205,7 @@ def _draw_node(sheet: Axes, at: tuple[float, float], facts: dict[str, Any], gap:
         site, _, rest = facts["label"].partition(":")
         lines = [f"{short_site(site)} {rest}" if rest else site]
     else:
-        lines = [f"{facts['unit']}{_ARROWS[facts['tail']]}  {_percent(facts['share'])}"]
+        lines = [f"{facts['unit']}{_ARROWS[facts['tail']]} {_percent(facts['share'])}"]
         lines += [facts["label"]] if facts["label"] else []
     for k, line in enumerate(lines):
         text = fit(readable(line), min(0.95 * gap, 1.25), size=6.5)

@@ -11,6 +11,7 @@ import typer
 
 from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
+from polysem.cli.circuits import circuits
 from polysem.cli.clusters import clusters
 from polysem.cli.compare import compare
 from polysem.cli.compare_heads import compare_heads
@@ -46,6 +47,7 @@ for _command in (
     facets,
     concepts,
     clusters,
+    circuits,
     heads,
     compare,
     compare_heads,

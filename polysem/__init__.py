@@ -26,6 +26,7 @@ __all__ = [
     "localise",
     "probe",
     "sanity_checks",
+    "write_report",
 ]
 
 _HOME = {
@@ -43,6 +44,7 @@ _HOME = {
     "localise": "polysem.explain.localise",
     "probe": "polysem.probe",
     "sanity_checks": "polysem.explain.sanity",
+    "write_report": "polysem.cli.report",
 }
 
 _timm.register_models_on_import()

@@ -25,6 +25,7 @@ from polysem.cli.heads import heads
 from polysem.cli.localise import localise
 from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
+from polysem.cli.report import report
 from polysem.cli.sanity import sanity
 from polysem.cli.show import show
 from polysem.cli.train import train
@@ -55,6 +56,7 @@ for _command in (
     explain,
     localise,
     sanity,
+    report,
     train,
     bcosify,
     demo,

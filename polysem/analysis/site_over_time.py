@@ -1,4 +1,4 @@
-"""The units of one site, snapshot by snapshot, held against the final network and the one before."""
+"""The units of one site over time, held against the final network and the preceding snapshot."""
 
 from __future__ import annotations
 

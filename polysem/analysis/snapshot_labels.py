@@ -55,7 +55,9 @@ def snapshot_labels(run: Run, source: LabelSource) -> pd.Series:
     counts = run.images["label"].value_counts()
     if not len(counts):
         raise SpecError(f"{run.path} has neither names of units nor images with labels")
-    named = {str(c) if run.classes is None else run.classes[c]: n for c, n in counts.items()}
+    numbers, classes = counts.index.astype(int), run.classes
+    called = [str(number) if classes is None else classes[number] for number in numbers]
+    named = dict(zip(called, counts, strict=True))
     n_class = table["best_class"].map(named).to_numpy(dtype=float)
     n = float(len(run.images))
     with np.errstate(invalid="ignore"):

@@ -17,6 +17,7 @@ from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
 from polysem.cli.describe_neurons import describe_neurons
 from polysem.cli.embed import embed
+from polysem.cli.evolve import evolve
 from polysem.cli.explain import explain
 from polysem.cli.facets import facets
 from polysem.cli.heads import heads
@@ -48,6 +49,7 @@ for _command in (
     heads,
     compare_heads,
     describe_neurons,
+    evolve,
     explain,
     localise,
     sanity,

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 from polysem.errors import CheckpointError, MissingError, SpecError
@@ -98,7 +99,7 @@ def find_snapshots(
         (Snapshot(*each) for each in zip(steps, paths, digests, strict=True)),
         key=lambda snapshot: snapshot.step,
     )
-    for a, b in zip(found[:-1], found[1:], strict=True):
+    for a, b in pairwise(found):
         if a.step == b.step:
             raise SpecError(
                 f"{a.checkpoint} and {b.checkpoint} are both of step {a.step}, so that their order "
@@ -141,10 +142,10 @@ def _matched(
     checkpoints: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
 ) -> list[str]:
     """Return the paths that globs match, each once, in the order of names."""
-    one = isinstance(checkpoints, (str, os.PathLike))
-    patterns = [checkpoints] if one else list(checkpoints)  # type: ignore[list-item,arg-type]
+    if isinstance(checkpoints, (str, os.PathLike)):
+        checkpoints = [checkpoints]
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in checkpoints:
         text = os.path.expanduser(os.fspath(pattern))
         here = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
         if not here:

@@ -23,8 +23,8 @@ __all__ = ["KeptImages"]
 class KeptImages:
     """Give the same batches of images again and again, decoded the first time only.
 
-    Close it in the end, as by `contextlib.closing`. Pixels are kept in a file that nobody else sees and that is gone when the process ends, however
-    it ends; memory does not grow with the data.
+    Close it in the end, as by `contextlib.closing`. Pixels are kept in a file that nobody else sees
+    and that is gone when the process ends, however it ends; memory does not grow with the data.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class KeptImages:
         self.close()
         read = []
         with disk_errors(self._folder):
-            self._file = tempfile.TemporaryFile(dir=self._folder)
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
         for decoded in batches(
             self._source, self._transform, self._batch_size, other=other, workers=self._workers,
             pin=self._pin, strict=self._strict,
@@ -97,7 +97,7 @@ class KeptImages:
                 yield Decoded(indices, None, skipped)
                 continue
             self._file.seek(first * size)
-            pixels = torch.empty((len(indices), *self._shape), dtype=torch.uint8)
-            self._file.readinto(memoryview(pixels.numpy()).cast("B"))  # type: ignore[attr-defined]
+            taken = bytearray(self._file.read(len(indices) * size))
+            pixels = torch.frombuffer(taken, dtype=torch.uint8).view(-1, *self._shape)
             first += len(indices)
             yield Decoded(indices, pixels.pin_memory() if self._pin else pixels, skipped)

@@ -6,7 +6,7 @@ images for all others, so that scores over time are in one space.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -44,6 +44,7 @@ def probe_snapshots(
     workers: int | None = None,
     strict: bool = False,
     progress: bool = True,
+    begin: Callable[[], None] = lambda: None,
 ) -> bool:
     """Make a run of every snapshot, each with the pooled activations of all images.
 
@@ -66,6 +67,8 @@ def probe_snapshots(
         timm's name of the architecture, for files that do not say.
     sites, top_k, sample, batch_size, precision, workers, strict, progress
         As in `probe`.
+    begin : callable
+        Called once, before the first run that is made goes to its place.
 
     Returns
     -------
@@ -85,6 +88,7 @@ def probe_snapshots(
         source, last.transform, batch_size or (256 if cuda else 64), folder=folders[-1].parent,
         workers=(8 if cuda else 0) if workers is None else workers, pin=cuda, strict=strict,
     )  # fmt: skip
+    begun = False
     with closing(kept) as images:
         for place in (len(snapshots) - 1, *range(len(snapshots) - 1)):
             snapshot, folder = snapshots[place], folders[place]
@@ -104,6 +108,9 @@ def probe_snapshots(
                     )  # fmt: skip
                     if interrupted:
                         return False
+                    if not begun:
+                        begin()
+                    begun = True
                     recorder.finish(interrupted=False, seconds=seconds)
             if is_last and embed == "final":
                 encoder = KeptEmbeddings(Run.open(folder), snapshot.checkpoint)

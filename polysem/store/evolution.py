@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,16 @@ import pandas as pd
 
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
 from polysem.store.run import Run, read_parquet
+from polysem.store.writer import disk_errors
 
-__all__ = ["EVOLUTION_FORMAT", "Evolution", "read_evolution"]
+__all__ = [
+    "EVOLUTION_FORMAT",
+    "Evolution",
+    "check_evolution",
+    "clear_evolution",
+    "read_evolution",
+    "write_evolution",
+]
 
 #: Version of the folder's layout; raised when older readers would misread it.
 EVOLUTION_FORMAT = 1
@@ -118,3 +129,62 @@ def read_evolution(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("evolution"), int):
         raise RunError(f"{path} holds no evolution: it has no evolution.json written by polysem")
     return manifest
+
+
+def write_evolution(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder of evolution, whole or not at all.
+
+    Raises
+    ------
+    RunError
+        If the disk refuses.
+    """
+    file = path / "evolution.json"
+    part = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    text = json.dumps({"evolution": EVOLUTION_FORMAT, **manifest}, indent=2, ensure_ascii=False)
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(text + "\n", encoding="utf-8")
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def check_evolution(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before any work, to write where something else is or to resume nothing.
+
+    Raises
+    ------
+    RunError
+        If the folder is in the way, or resume and overwrite are both asked for.
+    MissingError
+        If there is nothing to resume.
+    """
+    if resume and overwrite:
+        raise RunError("resume and overwrite exclude each other: choose one")
+    if path.is_file():
+        raise RunError(f"{path} is a file; name a folder")
+    if not path.exists() or not any(path.iterdir()):
+        if resume:
+            raise MissingError(f"{path} holds nothing to resume; leave out --resume")
+        return
+    try:
+        status = read_evolution(path)["status"]
+    except RunError:
+        raise RunError(
+            f"{path} holds something other than an evolution and is left alone; name another folder"
+        ) from None
+    if not (resume or overwrite):
+        found = "already holds a result" if status == "complete" else "is not finished"
+        raise RunError(f"{path} {found}; go on with --resume, or start anew with --overwrite")
+
+
+def clear_evolution(path: Path) -> None:
+    """Remove what an earlier evolution wrote, and nothing else."""
+    with disk_errors(path):
+        (path / "evolution.json").unlink(missing_ok=True)
+        for run in path.glob("step_*"):
+            shutil.rmtree(run)
+        for name in ("tables", "pictures"):
+            shutil.rmtree(path / name, ignore_errors=True)

@@ -138,9 +138,9 @@ def evolve(
         "versions": describe_versions(),
     }
 
-    def begin() -> None:
-        if overwrite:
-            clear_evolution(folder)
+    def begin(first: Path) -> None:
+        if not resume:
+            clear_evolution(folder, but=first)
         write_evolution(folder, started)
 
     made = not folder.exists()
@@ -149,7 +149,7 @@ def evolve(
             snapshots, source, [folder / f"step_{each.step}" for each in snapshots], device=place,
             embed=encoder, arch=arch, sites=sites, top_k=top_k, sample=sample,
             batch_size=batch_size, precision=precision, workers=workers, strict=strict,
-            progress=progress, begin=begin,
+            progress=progress, resume=resume, begin=begin,
         )  # fmt: skip
     finally:
         if made and folder.is_dir() and not any(folder.iterdir()):

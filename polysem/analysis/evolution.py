@@ -116,5 +116,5 @@ def _require_alike(runs: list[Run]) -> None:
         units = [{s: f["n_units"] for s, f in r.manifest["sites"].items()} for r in (first, run)]
         if units[0] != units[1]:
             raise DataError(f"{pair} have different sites or units: they are not of one network")
-        if not run.manifest["options"]["pooled"]:
+        if not run.manifest["options"].get("pooled"):
             raise DataError(f"{run.path} lacks activations of all images; probe it with --pooled")

@@ -44,11 +44,10 @@ def probe_snapshots(
     workers: int | None = None,
     strict: bool = False,
     progress: bool = True,
-    begin: Callable[[], None] = lambda: None,
+    resume: bool = True,
+    begin: Callable[[Path], None] = lambda folder: None,
 ) -> bool:
     """Make a run of every snapshot, each with the pooled activations of all images.
-
-    A run that is there already and came about in the same way stays as it is.
 
     Parameters
     ----------
@@ -67,8 +66,10 @@ def probe_snapshots(
         timm's name of the architecture, for files that do not say.
     sites, top_k, sample, batch_size, precision, workers, strict, progress
         As in `probe`.
+    resume : bool, default True
+        Keep runs that are there already and came about in the same way.
     begin : callable
-        Called once, before the first run that is made goes to its place.
+        Called once, with the folder of the first run that was made.
 
     Returns
     -------
@@ -99,7 +100,7 @@ def probe_snapshots(
                 loaded, source, writer, sites=sites, top_k=top_k, pooled=True, patterns=False,
                 sample=sample, device=device, precision=precision, embed=encoder,
             )  # fmt: skip
-            if not _made_like(folder, recorder):
+            if not (resume and _made_like(folder, recorder)):
                 with writer:
                     other = recorder.embedder.other_transform if recorder.embedder else None
                     interrupted, seconds = record(
@@ -108,10 +109,10 @@ def probe_snapshots(
                     )  # fmt: skip
                     if interrupted:
                         return False
-                    if not begun:
-                        begin()
-                    begun = True
                     recorder.finish(interrupted=False, seconds=seconds)
+                if not begun:
+                    begin(folder)
+                begun = True
             if is_last and embed == "final":
                 encoder = KeptEmbeddings(Run.open(folder), snapshot.checkpoint)
             elif is_last and isinstance(encoder, Encoder):

@@ -43,7 +43,7 @@ _COLUMNS, _ROWS = 3, 6
 _ENOUGH = 20
 
 #: Inches: between ridges, and how far one may rise; words before the first column.
-_STEP, _RISE, _WORDS, _GAP, _BETWEEN = 0.19, 0.42, 0.5, 0.3, 0.62
+_STEP, _RISE, _WORDS, _GAP, _BETWEEN = 0.22, 0.42, 0.5, 0.3, 0.62
 
 _BINS = 96
 
@@ -138,7 +138,7 @@ def _draw(
         if len(values) < 2:
             continue
         ridge = base + 0.95 * _RISE * _density(values, limits)
-        axes.fill_between(grid, base, ridge, color=colours[i], lw=0, alpha=0.9, zorder=2 * i)
+        axes.fill_between(grid, base, ridge, color=colours[i], lw=0, zorder=2 * i)
         axes.plot(grid, ridge, color=INK, lw=0.5, zorder=2 * i + 1)
         median = float(np.clip(np.median(values), *limits))
         top = float(np.interp(median, grid, ridge))
@@ -152,7 +152,7 @@ def _density(
     values: npt.NDArray[np.float64], limits: tuple[float, float]
 ) -> npt.NDArray[np.float64]:
     """Return how often values occur over the range, smoothed, 1 at the peak."""
-    counts, _ = np.histogram(values.clip(*limits), bins=_BINS, range=limits)
+    counts, _ = np.histogram(values, bins=_BINS, range=limits)
     width = 1.6
     kernel = np.exp(-0.5 * (np.arange(-6, 7) / width) ** 2)
     smooth = np.convolve(counts, kernel, mode="same")

@@ -180,11 +180,12 @@ def check_evolution(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise RunError(f"{path} {found}; go on with --resume, or start anew with --overwrite")
 
 
-def clear_evolution(path: Path) -> None:
-    """Remove what an earlier evolution wrote, and nothing else."""
+def clear_evolution(path: Path, *, but: Path) -> None:
+    """Remove what an earlier evolution wrote, except one of its runs, and nothing else."""
     with disk_errors(path):
         (path / "evolution.json").unlink(missing_ok=True)
         for run in path.glob("step_*"):
-            shutil.rmtree(run)
+            if run != but:
+                shutil.rmtree(run)
         for name in ("tables", "pictures"):
             shutil.rmtree(path / name, ignore_errors=True)

@@ -28,7 +28,7 @@ from polysem.probe.describe import describe_versions
 from polysem.probe.embed import embed_images
 from polysem.probe.probe import encoder_from
 from polysem.probe.recorder import Precision
-from polysem.probe.snapshots import probe_snapshots
+from polysem.probe.snapshots import probe_snapshots, require_units
 from polysem.report.evolution_pictures import draw_evolution
 from polysem.report.exemplars import Images
 from polysem.report.unit_strip import clear_units
@@ -123,6 +123,8 @@ def evolve(
         raise SpecError(f"threshold is a correlation, from -1 to 1, not {threshold}")
     check_evolution(folder, resume=resume, overwrite=overwrite)
     snapshots, ordered_by = find_snapshots(checkpoints, arch=arch)
+    if units:
+        require_units(snapshots[-1], units, sites=sites, arch=arch)
     source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
     if not len(source):
         raise DataError(f"{source.name} holds no images")

@@ -14,18 +14,21 @@ from typing import Literal
 import torch
 
 from polysem.data.dataset import ImageData
-from polysem.errors import PolysemError
+from polysem.errors import PolysemError, SpecError, did_you_mean
 from polysem.models.encoder import Encoder
+from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import load_model
 from polysem.models.snapshots import Snapshot
+from polysem.probe.describe import choose_sites
 from polysem.probe.embedder import KeptEmbeddings
 from polysem.probe.kept_images import KeptImages
 from polysem.probe.probe import encoder_from, record
 from polysem.probe.recorder import Precision, Recorder
+from polysem.sites import parse_site
 from polysem.store.run import Run
 from polysem.store.writer import RunWriter
 
-__all__ = ["probe_snapshots"]
+__all__ = ["probe_snapshots", "require_units"]
 
 
 def probe_snapshots(
@@ -136,3 +139,33 @@ def _made_like(folder: Path, recorder: Recorder) -> bool:
         and (facts["embedding"] or {}).get("fingerprint")
         == (None if embedder is None else embedder.attrs["fingerprint"])
     )
+
+
+@torch.inference_mode()
+def require_units(
+    snapshot: Snapshot,
+    units: Sequence[tuple[str, int]],
+    *,
+    sites: str | Iterable[str] | None = None,
+    arch: str | None = None,
+) -> None:
+    """Refuse, before any work, units that a network lacks or that would not be recorded.
+
+    Raises
+    ------
+    SpecError
+        Naming the first such unit.
+    """
+    loaded = load_model(snapshot.checkpoint, arch=arch)
+    hooked = HookedVisionModel(loaded.model)
+    recorded = choose_sites(list(hooked.hook_dict), sites)
+    blank = torch.zeros(1, 3, *loaded.transform.size, dtype=torch.uint8)
+    _, cache = hooked.run_with_cache(loaded.transform.normalize(blank))
+    for name, unit in units:
+        if name not in recorded:
+            near = did_you_mean(name, recorded) or f"; recorded are {', '.join(recorded)}"
+            raise SpecError(f"there is no recorded site {name!r}{near}")
+        site = parse_site(name)
+        n_units = cache[name].shape[site.dims.index(site.unit_dim)]
+        if not 0 <= unit < n_units:
+            raise SpecError(f"{name} has no unit {unit}: they are numbered 0 to {n_units - 1}")

@@ -1,5 +1,7 @@
 """Births and changes against their slow definitions."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_labels_change_and_last(given_labels: list[list[str | None]]) -> None:
     labels = np.array(given_labels, dtype=object)
     changed, same = label_changes(labels), same_as_last(labels)
     for row, mine, last in zip(given_labels, changed, same, strict=True):
-        assert mine.tolist() == [a != b for a, b in zip(row[:-1], row[1:], strict=True)]
+        assert mine.tolist() == [a != b for a, b in pairwise(row)]
         assert last.tolist() == [a is not None and a == row[-1] for a in row]
 
 

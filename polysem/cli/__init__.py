@@ -19,6 +19,7 @@ from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
 from polysem.cli.describe_neurons import describe_neurons
 from polysem.cli.embed import embed
+from polysem.cli.evolve import evolve
 from polysem.cli.explain import explain
 from polysem.cli.facets import facets
 from polysem.cli.heads import heads
@@ -53,6 +54,7 @@ for _command in (
     compare,
     compare_heads,
     describe_neurons,
+    evolve,
     explain,
     localise,
     sanity,

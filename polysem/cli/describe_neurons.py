@@ -44,9 +44,10 @@ def describe_neurons(
 
     Example: [bold]polysem describe-neurons runs/a --clip ViT-B-32:laion2b_s34b_b79k[/bold]
     """
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.describe.describe import describe_neurons as describe
     from polysem.describe.vocabulary import load_vocabulary
+    from polysem.store.tables import save_table
 
     words = load_vocabulary(concepts)
     for note in words.notes:

@@ -156,8 +156,8 @@ def _draw_networks(
             if len(pairs) == 1:
                 text = f"{number(row['value'])} − {number(row['other_value'])} = {text}"
             texts.append(text)
-        write(sheet, MARGIN + _NAMES + width + 0.15, top + (i + 0.5) * line + 0.03, "; ".join(texts),
-              width=INNER - _NAMES - width - 0.15, size=6.5)  # fmt: skip
+        left, y = MARGIN + _NAMES + width + 0.15, top + (i + 0.5) * line + 0.03
+        write(sheet, left, y, "; ".join(texts), width=WIDTH - MARGIN - left, size=6.5)
     axes.axvline(0, color=GREY, lw=0.6)
     axes.set(xlim=(-1.06, 1.06), ylim=(len(rows), 0))
     axes.patch.set_visible(False)

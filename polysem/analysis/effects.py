@@ -205,11 +205,12 @@ def spread(
         variance = float(np.nan_to_num(of_units[0]).sum() / n_layers**2)
         parts = [(variance, of_units[1])]
         cells = variance
-    if n_layers > 1:
-        excess = max(0.0, float(by_layer.var(ddof=1)) / n_layers - cells)
-        parts.append((excess, n_layers - 1))
     total = sum(variance for variance, _ in parts)
     below = sum(variance**2 / freedom for variance, freedom in parts if variance > 0)
+    of_layers = float(by_layer.var(ddof=1)) / n_layers if n_layers > 1 else 0.0
+    if of_layers > cells:
+        total += of_layers - cells
+        below += of_layers**2 / (n_layers - 1)
     return total, total**2 / below if below > 0 else float("nan")
 
 

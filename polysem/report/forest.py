@@ -31,7 +31,7 @@ __all__ = ["forest"]
 #: Okabe and Ito's palette, for pairs of arms.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-_LINE, _NAMES, _GAP, _PANELS = 0.155, 1.75, 0.18, 4
+_NAMES, _GAP, _PANELS = 1.75, 0.18, 4
 
 
 @styled
@@ -50,21 +50,22 @@ def forest(compared: pd.DataFrame) -> Figure:
         Ten inches wide; filled where the interval excludes 0 and q is at most 5 %.
     """
     pairs = list(compared[["arm", "other"]].drop_duplicates().itertuples(index=False, name=None))
+    line = 0.155 + 0.05 * (len(pairs) - 1)  # inches a row
     of_units = compared[compared["delta"].notna()]
     of_networks = compared[(compared["site"] == "") & compared["difference"].notna()]
     kinds = list(of_units["site"].drop_duplicates())[:_PANELS]
     rows = _rows(of_units[of_units["site"].isin(kinds)])
     network_rows = _rows(of_networks)
     top = 1.12
-    tall = len(rows) * _LINE
+    tall = len(rows) * line
     second = top + tall + (0.75 if rows else 0)
-    foot = second + (len(network_rows) * _LINE + 0.2 if network_rows else -0.2)
+    foot = second + (len(network_rows) * line + 0.2 if network_rows else -0.2)
     sheet = page(WIDTH, foot + 0.62)
     names = " · ".join(f"{arm} against {other}" for arm, other in pairs)
     write_title(sheet, f"What differs: {names}", _sizes(compared))
     _legend(sheet, pairs)
     if rows:
-        _names(sheet, rows, top)
+        _names(sheet, rows, top, line)
         width = (INNER - _NAMES - (len(kinds) - 1) * _GAP) / len(kinds)
         for i, kind in enumerate(kinds):
             left = MARGIN + _NAMES + i * (width + _GAP)
@@ -73,7 +74,7 @@ def forest(compared: pd.DataFrame) -> Figure:
             _draw_units(axes, of_units[of_units["site"] == kind], rows, pairs)
     if network_rows:
         write(sheet, MARGIN, second - 0.09, "Whole networks: difference", size=8, weight="bold")
-        _draw_networks(sheet, of_networks, network_rows, pairs, second)
+        _draw_networks(sheet, of_networks, network_rows, pairs, (second, line))
     write_notes(sheet, foot + 0.25, _notes(compared, of_units))
     return figure_of(sheet)
 
@@ -98,13 +99,13 @@ def _legend(sheet: Axes, pairs: list[tuple[str, str]]) -> None:
         left += 0.35 + write(sheet, left + 0.16, 0.76, f"right: {arm} higher than {other}", size=8)
 
 
-def _names(sheet: Axes, rows: list[tuple[str, str]], top: float) -> None:
+def _names(sheet: Axes, rows: list[tuple[str, str]], top: float, line: float) -> None:
     """Write the measures, and the table above the first of each."""
     last = None
     for i, (table, measure) in enumerate(rows):
-        y = top + (i + 0.68) * _LINE
+        y = top + (i + 0.5) * line + 0.03
         if table != last:
-            sheet.plot([MARGIN, WIDTH - MARGIN], [top + i * _LINE] * 2, color=LIGHT, lw=0.5)
+            sheet.plot([MARGIN, WIDTH - MARGIN], [top + i * line] * 2, color=LIGHT, lw=0.5)
             write(sheet, MARGIN, y, table, width=0.72, size=6, colour=GREY)
         write(sheet, MARGIN + 0.78, y, measure.replace("_", " "), width=_NAMES - 0.85, size=6.5)
         last = table
@@ -133,12 +134,13 @@ def _draw_networks(
     some: pd.DataFrame,
     rows: list[tuple[str, str]],
     pairs: list[tuple[str, str]],
-    top: float,
+    at: tuple[float, float],
 ) -> None:
     """Draw differences about a common zero, the largest of a row's ends at the edge."""
-    _names(sheet, rows, top)
+    top, line = at
+    _names(sheet, rows, top, line)
     width = 3.6
-    axes = panel(sheet, MARGIN + _NAMES, top, width, len(rows) * _LINE)
+    axes = panel(sheet, MARGIN + _NAMES, top, width, len(rows) * line)
     for i, (table, measure) in enumerate(rows):
         its = some[(some["table"] == table) & (some["measure"] == measure)]
         ends = its[["difference", "difference_low", "difference_high"]].to_numpy(dtype=float)
@@ -151,9 +153,11 @@ def _draw_networks(
             text = number(row["difference"])
             if np.isfinite(row["difference_low"]):
                 text += f" ({number(row['difference_low'])} to {number(row['difference_high'])})"
-            texts.append(f"{number(row['value'])} − {number(row['other_value'])} = {text}")
-        write(sheet, MARGIN + _NAMES + width + 0.15, top + (i + 0.68) * _LINE, "; ".join(texts),
-              width=INNER - _NAMES - width - 0.15, size=6.5)  # fmt: skip
+            if len(pairs) == 1:
+                text = f"{number(row['value'])} − {number(row['other_value'])} = {text}"
+            texts.append(text)
+        left, y = MARGIN + _NAMES + width + 0.15, top + (i + 0.5) * line + 0.03
+        write(sheet, left, y, "; ".join(texts), width=WIDTH - MARGIN - left, size=6.5)
     axes.axvline(0, color=GREY, lw=0.6)
     axes.set(xlim=(-1.06, 1.06), ylim=(len(rows), 0))
     axes.patch.set_visible(False)
@@ -179,7 +183,9 @@ def _point(
     colour = _COLOURS[k % len(_COLOURS)]
     if np.isfinite(low):
         axes.plot([low, high], [y, y], color=colour, lw=1.1)
-    sure = (low > 0 or high < 0) and not row["q"] > 0.05  # q is missing where there is no test
+    # q is missing where there is no test, the interval where all of an arm are above the other
+    excludes = low > 0 or high < 0
+    sure = row["q"] <= 0.05 if np.isnan(low) else excludes and not row["q"] > 0.05
     face = colour if sure else "white"
     axes.plot([value], [y], "o", ms=3.2, mfc=face, mec=colour, mew=0.8, clip_on=False)
 
@@ -187,10 +193,10 @@ def _point(
 def _notes(compared: pd.DataFrame, of_units: pd.DataFrame) -> list[str]:
     notes = [
         "Cliff's delta: chance that a unit of the first arm is higher than one of the other at the "
-        "same layer, minus the reverse. Bars: 95 % intervals, on these images. Whole networks: "
-        "each row on its own scale.",
-        "Filled: the interval excludes 0, and the false discovery rate (Benjamini–Hochberg over "
-        "the measures of two arms) is at most 5 % where there is a test.",
+        "same layer, minus the reverse. Whole networks: each row on its own scale.",
+        "Bars: 95 % intervals, on these images. Filled: the interval excludes 0, and the false "
+        "discovery rate (Benjamini–Hochberg over the measures of two arms) is at most 5 % where "
+        "there is a test.",
     ]
     if (compared["about"] == "these networks").any():
         notes.append(

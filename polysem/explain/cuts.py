@@ -74,9 +74,9 @@ def prepared(model: nn.Module, *, bcos: bool, norms: Norms = "free") -> Iterator
     bcos : bool
         Whether it is a B-cos network, whose norms are part of W(x) in any case.
     norms : {"free", "held"}, default "free"
-        Whether derivatives see that LayerNorms of tokens divide by a deviation. A network does not
-        change if what a norm reads grows in proportion, so that by free norms all parts of it sum
-        to about nothing; with deviations held they sum to what arrives, less biases.
+        Whether derivatives see that LayerNorms of tokens divide by a deviation. What a norm gives
+        does not change if all it reads grows in proportion, so that derivatives along all parts of
+        it together are none; with deviations held, parts sum to what arrives, less biases.
     """
     handles = []
     try:

@@ -66,11 +66,13 @@ def held(norm: nn.Module, x: Tensor, values: Tensor | None = None) -> Tensor:
     SpecError
         If it is another normalisation.
     """
-    values = norm(x) if values is None else values
-    if isinstance(norm, nn.Identity) or hasattr(norm, "explaining"):
-        return values
-    if not isinstance(norm, nn.LayerNorm):
+    linear_already = isinstance(norm, nn.Identity) or hasattr(norm, "explaining")
+    if not (linear_already or isinstance(norm, nn.LayerNorm)):
         raise SpecError(f"a {type(norm).__name__} cannot be held fixed; LayerNorm can")
+    values = norm(x) if values is None else values
+    if linear_already:
+        return values
+    assert isinstance(norm, nn.LayerNorm)
     variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
     linear = (x - mean) * (variance.detach() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -124,3 +124,26 @@ def test_cutting_changes_no_activation_and_faces_are_told_apart() -> None:
     z = cache[sites[0]]
     heads = by_face(noise_like(z)[None], z, sites[0], signed=False)
     torch.testing.assert_close(heads[0, :, 0], noise_like(z).sum((1, 3)))
+
+
+def test_with_norms_held_a_relu_transformer_adds_up() -> None:
+    """Free norms would leave out that what they read may grow in proportion and change nothing."""
+    model = small_vit("average_pooled", act_layer=torch.nn.ReLU)
+    x, site = images_for(model), MLPS[2]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or name == "pos_embed":
+                parameter.zero_()
+    for block in model.blocks:  # patterns bend, too, and are not held
+        block.attn.qkv.weight.data[:48] = 0
+    found = {}
+    for norms in ("held", "free"):
+        with prepared(model, bcos=False, norms=norms):
+            at = cut(model, x, MLPS[:2], read=[site])
+            asked = noise_like(at.arrived[site].detach())[None]
+            signed = signed_sites(model, MLPS)
+            units, image = parts(at, gradients(at, site, asked), signed)
+        found[norms] = sum(part[0].sum((1, 2)) for part in units.values()) + image[0]
+        whole = (at.arrived[site].detach() * asked[0]).flatten(1).sum(1)
+    torch.testing.assert_close(found["held"], whole)
+    assert not torch.isclose(found["free"], whole, rtol=0.1).any()

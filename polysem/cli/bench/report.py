@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-#: Where Debian and others put the browser.
-_BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+#: Pixels of a side of what is cut out: as many as a thumbnail has at most.
+_SIDE = 96
 
 
 def bench_report(
@@ -73,7 +74,7 @@ def _size(folder: Path) -> int:
 
 def _opened(site: Path) -> list[tuple[str, float, str]]:
     """Return what the browser loads and how long it takes, page by page."""
-    browser = next((path for path in _BROWSERS if Path(path).is_file()), None)
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -118,25 +119,24 @@ def _one_page(browser: Any, site: Path, name: str) -> list[tuple[str, float, str
 
 
 def _cut_out(data: str) -> Callable[[int], Image.Image]:
-    """Return a function that cuts a picture of 224 px out of others, another one for each index."""
+    """Return a function that cuts two thirds out of pictures, another part for each index."""
     import numpy as np
 
     from polysem.data.sources import load_data
 
     source = load_data(data)
 
-    @lru_cache(maxsize=400)
+    @lru_cache(maxsize=500)
     def read(number: int) -> Image.Image:
         picture = source.read(number).convert("RGB")
-        scale = 288 / min(picture.size)
+        scale = 1.5 * _SIDE / min(picture.size)
         return picture.resize((round(picture.width * scale), round(picture.height * scale)))
 
     def cut(index: int) -> Image.Image:
         rng = np.random.default_rng(index)
-        picture = read(index % min(400, len(source)))
-        side = int(rng.integers(160, 288))
-        left = int(rng.integers(picture.width - side + 1))
-        top = int(rng.integers(picture.height - side + 1))
-        return picture.crop((left, top, left + side, top + side)).resize((224, 224))
+        picture = read(index % min(500, len(source)))
+        left = int(rng.integers(picture.width - _SIDE + 1))
+        top = int(rng.integers(picture.height - _SIDE + 1))
+        return picture.crop((left, top, left + _SIDE, top + _SIDE))
 
     return cut

@@ -152,7 +152,7 @@ def _add_tables(run: Run, rng: np.random.Generator, sites: list[str], sizes: lis
 
 def _add(run: Run, name: str, columns: dict[str, Any]) -> None:
     table = pd.DataFrame(columns)
-    add_table(run, name, table, meanings=dict.fromkeys(table, "drawn at random"))
+    add_table(run, name, table, meanings=dict.fromkeys(columns, "drawn at random"))
 
 
 def _manifest(sites: dict[str, Any], n_images: int, ranks: int) -> dict[str, Any]:

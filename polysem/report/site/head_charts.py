@@ -67,7 +67,7 @@ def importance(heads: pd.DataFrame) -> dict[str, Any]:
             "anchor": f"x{axis}",
         }  # fmt: skip
         notes.append({
-            "text": f"Head {title}", "x": start, "y": 1, "xref": "paper", "yref": "paper",
+            "text": title, "x": start, "y": 1, "xref": "paper", "yref": "paper",
             "xanchor": "left", "yanchor": "bottom", "showarrow": False,
         })  # fmt: skip
     return {"data": traces, "layout": layout}
@@ -133,8 +133,10 @@ def _joined(
     for chosen, colour, said in kinds:
         for row in chosen.to_dict("records"):
             start, end = x[row["layer"]], x[row["layer_2"]]
-            # around the heads between, within a block
+            # around the heads that are between, within a block or on the way
             middle = (start + end) / 2 + (0.28 if start == end else 0)
+            bend = min(0.4, 0.15 * (abs(end - start) - 1)) if start != end else 0
+            height = (row["head"] + row["head_2"]) / 2 - bend
             text = (
                 f"{row['layer']}.{row['head']} and {row['layer_2']}.{row['head_2']} {said}: "
                 f"{number(row[column])}"
@@ -142,7 +144,7 @@ def _joined(
             traces.append({
                 "type": "scatter", "mode": "lines", "showlegend": False,
                 "x": [start, middle, end],
-                "y": [row["head"], (row["head"] + row["head_2"]) / 2, row["head_2"]],
+                "y": [row["head"], height, row["head_2"]],
                 "line": {"color": colour, "shape": "spline",
                          "width": round(0.8 + 4.2 * abs(row[column]) / largest, 2)},
                 "opacity": 0.7, "hoverinfo": "text", "text": text,

@@ -30,7 +30,7 @@ __all__ = ["heads_page"]
 _HEADLINE = {
     "index_over_chance": "Co-adaptation over chance",
     "fight_share": "Share of fights",
-    "drop_area": "Area under the drop curve",
+    "drop_accuracy_area": "Accuracy with heads dropped",
 }
 
 #: Of a head's own statistics, those with an interval and what they are called.

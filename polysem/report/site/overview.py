@@ -12,10 +12,9 @@ from scipy.stats import binomtest
 
 from polysem.medians import median_interval
 from polysem.report.page import number
-from polysem.report.site.faces import KEYS
+from polysem.report.site.faces import all_faces
 from polysem.report.site.parts import Content, Shown, has_table
 from polysem.store.run import Run
-from polysem.store.schema import ranking_pool
 
 __all__ = ["Figure", "overview"]
 
@@ -46,13 +45,14 @@ def overview(runs: list[Shown]) -> Content:
 
 def _one(shown: Shown) -> dict[str, Any]:
     run = shown.run
+    faces = all_faces(run)
     return {
         "key": shown.key,
         "name": shown.name,
         "facts": _facts(run),
-        "figures": _figures(run),
-        "sites": _sites(run),
-        "warnings": _warnings(run),
+        "figures": _figures(run, faces),
+        "sites": _sites(run, faces),
+        "warnings": _warnings(run, faces),
     }
 
 
@@ -71,7 +71,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _figures(run: Run) -> list[Figure]:
+def _figures(run: Run, faces: pd.DataFrame) -> list[Figure]:
     figures = []
     correct = run.images["correct"].dropna().astype(bool)
     if len(correct):
@@ -100,7 +100,7 @@ def _figures(run: Run) -> list[Figure]:
                    f"stability {number(row['stability'])}, p = {number(row['p'], 2)}",
                    f"{row['grouped_share']:.0%} of {row['faces']:,} faces are in one")
         )  # fmt: skip
-    dead = run.table("units").drop_duplicates(["site", "unit"])["dead"].to_numpy(dtype=bool)
+    dead = faces.drop_duplicates(["site", "unit"])["dead"].to_numpy(dtype=bool)
     figures.append(
         Figure("Dead units", f"{dead.mean():.1%}", "", f"{dead.sum():,} of {len(dead):,} gave the "
                "same value on every image")
@@ -142,24 +142,18 @@ def _share(name: str, hits: npt.NDArray[np.bool_], of: str) -> Figure:
     )  # fmt: skip
 
 
-def _sites(run: Run) -> dict[str, Any]:
+def _sites(run: Run, faces: pd.DataFrame) -> dict[str, Any]:
     """Return a table with a row a site: medians over units, with the middle half as a bar."""
-    units = run.table("units")
-    parts = [
-        units[(units["site"] == site) & (units["pool"] == ranking_pool(facts["pools"], "upper"))]
-        for site, facts in run.manifest["sites"].items()
-    ]
-    faces = pd.concat(parts).assign(tail="upper")
-    columns = {"kurtosis": "Kurtosis", "sparsity": "Sparsity"}
-    if has_table(run, "polysemanticity"):
-        more = {
-            "excess_rank": "Excess rank", "ms_above_chance": "Monosemanticity",
-            "effective_classes": "Effective classes",
-        }  # fmt: skip
-        scores = run.table("polysemanticity")
-        faces = faces.merge(scores[[*KEYS, *more]], on=KEYS, how="left")
-        columns |= more
-    kept = {name: title for name, title in columns.items() if faces[name].notna().any()}
+    faces = faces[faces["tail"] == "upper"]
+    columns = {
+        "kurtosis": "Kurtosis", "sparsity": "Sparsity", "excess_rank": "Excess rank",
+        "ms_above_chance": "Monosemanticity", "effective_classes": "Effective classes",
+    }  # fmt: skip
+    kept = {
+        name: title
+        for name, title in columns.items()
+        if name in faces and faces[name].notna().any()
+    }
     ends = {name: faces[name].quantile([0.02, 0.98]).to_list() for name in kept}
     rows = []
     for site, facts in run.manifest["sites"].items():
@@ -187,7 +181,7 @@ def _cell(values: npt.NDArray[np.float64], low: float, high: float) -> dict[str,
     }  # fmt: skip
 
 
-def _warnings(run: Run) -> list[str]:
+def _warnings(run: Run, faces: pd.DataFrame) -> list[str]:
     facts = run.manifest
     found = []
     if facts["status"] != "complete":
@@ -201,7 +195,7 @@ def _warnings(run: Run) -> list[str]:
             f"{len(facts['skipped']):,} images could not be read and are left out, such as "
             f"{first['key']} ({first['reason']})."
         )
-    dead = run.table("units").drop_duplicates(["site", "unit"]).groupby("site")["dead"].mean()
+    dead = faces.drop_duplicates(["site", "unit"]).groupby("site")["dead"].mean()
     many = dead[dead > _MANY_DEAD]
     if len(many):
         worst = many.sort_values(ascending=False)

@@ -44,7 +44,7 @@
     const tokens = (asked.q ?? "").toLowerCase().split(/\s+/).filter(Boolean);
     const hits = tokens.map((token) => ({
       token,
-      words: spoken.map((word) => word.includes(token)),
+      words: spoken.map(/^\d+$/.test(token) ? (word) => word.split(/\W+/).includes(token) : (word) => word.includes(token)),
       sites: places.map((place) => place.includes(token)),
     }));
     const [kind, what] = asked.site ? [asked.site.slice(0, asked.site.indexOf(":")), asked.site.slice(asked.site.indexOf(":") + 1)] : ["", ""];

@@ -65,7 +65,7 @@
         el("section", {}, el("h3", {}, "Importance"), el("p.note", {}, "Rise of the cost, and its 95 % interval over images."),
           el("table", {}, el("tbody", {}, ways.map((way) => row(found.ways[way], number(one.importance[way][0]), interval(one.importance[way])))))),
         one.classes.length ? el("section", {}, el("h3", {}, "Classes that need it most"), el("table", {}, el("tbody", {}, one.classes.map(([title, ...values]) => row(title, number(values[0]), interval(values)))))) : null,
-        el("section", {}, el("h3", {}, "What it does"), el("table", {}, el("tbody", {}, found.profile.map((title, i) => (one.profile[i] === null ? null : row(title, number(one.profile[i]))))))));
+        el("section", {}, el("h3", {}, "What it does"), el("table", {}, el("tbody", {}, found.profile.map((title, k) => (one.profile[k] === null ? null : row(title, number(one.profile[k])))))))));
     jobs.forEach((job) => job());
     drawn = () => jobs.forEach((job) => job());
     window.scrollTo(0, 0);

@@ -22,6 +22,7 @@ from polysem.device import choose_device
 from polysem.errors import DataError, RunError, SpecError
 from polysem.models.clip import Clip, load_clip
 from polysem.models.encoder import Encoder, image_encoder
+from polysem.models.load import load_model
 from polysem.models.snapshots import find_snapshots
 from polysem.models.transform import Transform
 from polysem.probe.describe import describe_versions
@@ -124,7 +125,7 @@ def evolve(
     check_evolution(folder, resume=resume, overwrite=overwrite)
     snapshots, ordered_by = find_snapshots(checkpoints, arch=arch)
     if units:
-        require_units(snapshots[-1], units, sites=sites, arch=arch)
+        require_units(load_model(snapshots[-1].checkpoint, arch=arch), units, sites=sites)
     source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
     if not len(source):
         raise DataError(f"{source.name} holds no images")

@@ -17,7 +17,7 @@ from polysem.data.dataset import ImageData
 from polysem.errors import PolysemError, SpecError, did_you_mean
 from polysem.models.encoder import Encoder
 from polysem.models.hooked import HookedVisionModel
-from polysem.models.load import load_model
+from polysem.models.load import LoadedModel, load_model
 from polysem.models.snapshots import Snapshot
 from polysem.probe.describe import choose_sites
 from polysem.probe.embedder import KeptEmbeddings
@@ -143,11 +143,10 @@ def _made_like(folder: Path, recorder: Recorder) -> bool:
 
 @torch.inference_mode()
 def require_units(
-    snapshot: Snapshot,
+    loaded: LoadedModel,
     units: Sequence[tuple[str, int]],
     *,
     sites: str | Iterable[str] | None = None,
-    arch: str | None = None,
 ) -> None:
     """Refuse, before any work, units that a network lacks or that would not be recorded.
 
@@ -156,7 +155,6 @@ def require_units(
     SpecError
         Naming the first such unit.
     """
-    loaded = load_model(snapshot.checkpoint, arch=arch)
     hooked = HookedVisionModel(loaded.model)
     recorded = choose_sites(list(hooked.hook_dict), sites)
     blank = torch.zeros(1, 3, *loaded.transform.size, dtype=torch.uint8)

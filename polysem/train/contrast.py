@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from polysem.data.captions import phrases_about, true_of, vocabulary, words
 from polysem.errors import NonFiniteError, RecipeError
-from polysem.models.clip import open_clip_transform, quiet_open_clip
+from polysem.models.clip import CONFIG, open_clip_transform, quiet_open_clip
 from polysem.models.transform import Transform
 from polysem.train.captioned import Captioned, Seen, cut, random_boxes, whole
 from polysem.train.evaluate import autocast, wilson_interval
@@ -29,12 +29,9 @@ from polysem.train.order import Part, generator_for
 from polysem.train.recipe import Model, Recipe
 
 __all__ = [
-    "CONFIG", "Matching", "build_clip", "learn_phrases", "match_phrases", "sigmoid_loss",
+    "Matching", "build_clip", "learn_phrases", "match_phrases", "sigmoid_loss",
     "write_config",
 ]  # fmt: skip
-
-CONFIG = "open_clip_config.json"
-"""What open_clip reads in a folder, beside the weights."""
 
 
 def build_clip(recipe: Model) -> tuple[nn.Module, Transform]:

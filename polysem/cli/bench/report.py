@@ -36,8 +36,9 @@ def bench_report(
     Example: [bold]polysem bench report --out runs/bench[/bold]
     """
     from polysem.cli.bench.synthetic_run import synthetic_run
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.report.site.write import write_site
+    from polysem.store.tables import save_table
 
     with tempfile.TemporaryDirectory() as scratch:
         run = synthetic_run(Path(scratch) / "run", n_units=units, n_images=images)

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN [RUN …]")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of runs; also of comparisons, evolutions and explanations.",
+            metavar="RUN [RUN …]",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the site.")],
     data: Annotated[
         list[str] | None,
@@ -32,6 +38,7 @@ def report(
     """Write a site of one or more runs: static pages that open offline, from their folder.
 
     What a run does not hold yet is left out, with a line that says which command would add it.
+    Folders that polysem compare, evolve and explain wrote are shown too if they are named.
 
     Example: [bold]polysem report runs/a --out report[/bold]
     """
@@ -57,6 +64,7 @@ def write_report(
     Parameters
     ----------
     runs : Run or path, or sequence of them
+        Paths may also be folders that ``polysem compare``, ``evolve`` and ``explain`` wrote.
     out : str or Path
         Folder, which appears when it is whole.
     data : sequence of str, optional
@@ -78,11 +86,17 @@ def write_report(
     """
     from polysem.cli.show import seen_by_model
     from polysem.progress import progress_bar
+    from polysem.report.site.extras import kind_of_folder
     from polysem.report.site.write import require_free_site, write_site
     from polysem.store.run import Run
 
     given = [runs] if isinstance(runs, (Run, str, Path)) else list(runs)
-    opened = [run if isinstance(run, Run) else Run.open(run) for run in given]
+    extras = [Path(one) for one in given if not isinstance(one, Run) and kind_of_folder(Path(one))]
+    opened = [
+        one if isinstance(one, Run) else Run.open(one)
+        for one in given
+        if isinstance(one, Run) or Path(one) not in extras
+    ]
     if data is not None and len(data) != len(opened):
         raise SpecError(f"{len(data)} --data for {len(opened)} runs: name one for each")
     place = Path(out).expanduser()
@@ -90,4 +104,12 @@ def write_report(
     where: Sequence[str | None] = data if data is not None else [None] * len(opened)
     images = [seen_by_model(run, spec) for run, spec in zip(opened, where, strict=True)]
     with progress_bar(unit="steps", show=progress) as move:
-        return write_site(opened, images, place, n_exemplars=n_exemplars, title=title, on_step=move)
+        return write_site(
+            opened,
+            images,
+            place,
+            extras=extras,
+            n_exemplars=n_exemplars,
+            title=title,
+            on_step=move,
+        )

@@ -172,7 +172,8 @@ FORMULAS = (
         needs="head_pairs", topic=_HEADS,
     ),
     Formula(
-        "CKA", "‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)", "How alike the outputs X and Y of two heads are over all tokens, centred.",
+        "CKA", "‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖)",
+        "How alike the outputs X and Y of two heads are over all tokens, centred.",
         "Kornblith et al. 2019", _arxiv("1905.00414"), "head_pairs", _HEADS,
     ),
     Formula(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from polysem.report.site.extras import Whole
 from polysem.report.site.formulas import FORMULAS, Formula
 from polysem.report.site.parts import Content, Shown, has_table
 from polysem.store.run import Run
@@ -27,8 +28,9 @@ _COMMANDS = {
 _SWITCHES = ("pooled", "patterns", "smoothing")
 
 
-def methods(runs: list[Shown]) -> Content:
+def methods(whole: Whole) -> Content:
     """Return the page of methods of a site."""
+    runs = whole.runs
     used = [formula for formula in FORMULAS if any(_is_there(one.run, formula) for one in runs)]
     topics: dict[str, list[Formula]] = {}
     for formula in used:

@@ -16,6 +16,7 @@ import jinja2
 from polysem.errors import RunError, SpecError
 from polysem.report.exemplars import Images
 from polysem.report.site.exemplar_images import described_images, exemplar_images, head_images
+from polysem.report.site.extras import Whole, open_extra
 from polysem.report.site.kinds import KINDS
 from polysem.report.site.parts import Content, PageKind, Shown, embedded, write_data
 from polysem.report.site.sprites import first_seen, write_sprites
@@ -35,6 +36,7 @@ def write_site(
     images: Sequence[Images],
     out: str | Path,
     *,
+    extras: Sequence[Path] = (),
     n_exemplars: int = 9,
     title: str | None = None,
     on_step: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
@@ -50,6 +52,8 @@ def write_site(
         One a run, as for `report.figures.contact_sheet`. An image that is no longer there leaves
         a grey field.
     out : str or Path
+    extras : sequence of Path
+        Folders of ``polysem compare``, ``evolve`` and ``explain`` that are shown too.
     n_exemplars : int, default 9
         Exemplars of each tail of a unit.
     title : str, optional
@@ -66,12 +70,13 @@ def write_site(
         raise SpecError("a report needs at least one run")
     out = Path(out).expanduser()
     with whole_folder(out) as folder:
-        keys = _keys([run.path for run in runs])
+        keys = _keys([*(run.path for run in runs), *extras])
+        more = [open_extra(path, key) for path, key in zip(extras, keys[len(runs) :], strict=True)]
         shown = [
             _with_images(run, key, some, folder, n_exemplars, on_step)
-            for run, key, some in zip(runs, keys, images, strict=True)
+            for run, key, some in zip(runs, keys[: len(runs)], images, strict=True)
         ]
-        _write_pages(shown, folder, title or _title(runs))
+        _write_pages(Whole(shown, more, folder), title or _title(runs))
         (folder / MARK).write_text(json.dumps({"format": 1, "runs": keys}) + "\n", encoding="utf-8")
     return out / "index.html"
 
@@ -137,12 +142,13 @@ def _with_images(
     return shown
 
 
-def _write_pages(runs: Sequence[Shown], folder: Path, title: str) -> None:
+def _write_pages(whole: Whole, title: str) -> None:
     """Write every kind of page, each with links to all others."""
+    runs, folder = whole.runs, whole.folder
     contents: dict[tuple[str, str], Content] = {}
     for kind in KINDS:
         for shown in runs if kind.each else (None,):
-            built = kind.build(list(runs) if shown is None else shown)
+            built = kind.build(whole if shown is None else shown)
             contents[kind.slug, "" if shown is None else shown.key] = built
     environment = _environment()
     scripts: set[str] = set()

@@ -52,12 +52,13 @@ def describe_neurons(
 
     Of a run on drawn shapes, without a network: [bold]polysem describe-neurons runs/a[/bold]
     """
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.describe.defaults import default_clip, default_vocabulary, misfit
     from polysem.describe.describe import describe_neurons as describe
     from polysem.describe.vocabulary import load_vocabulary
     from polysem.models.clip import load_clip
     from polysem.store.run import Run
+    from polysem.store.tables import save_table
 
     opened = Run.open(run)
     images_of = str(opened.manifest["data"]["name"])

@@ -193,6 +193,7 @@ def write_run(
     patterns: bool = False,
     pooled: bool = False,
     model: str = "bcos_vit_test",
+    sha256: str = "ab" * 32,
     overwrite: bool = False,
 ) -> Run:
     """Write a run of `source` without its skipped images; activations have a row for each kept."""
@@ -253,7 +254,7 @@ def write_run(
                 "model": {
                     "spec": f"{model}.safetensors",
                     "name": model,
-                    "sha256": "ab" * 32,
+                    "sha256": sha256,
                     "transform": {"size": list(size), "crop_pct": crop_pct},
                     "classes": None if outputs is None else list(outputs),
                     "info": {},

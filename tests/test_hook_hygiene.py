@@ -28,7 +28,9 @@ import polysem
 from polysem.data.shapes import Shapes
 from polysem.errors import SpecError
 from polysem.explain.baselines import input_gradient
+from polysem.explain.circuits import circuits
 from polysem.explain.completeness import check
+from polysem.explain.edges import edges
 from polysem.explain.linear import linear_map, require_linear
 from polysem.explain.localise import localise
 from polysem.explain.methods import applicable_methods
@@ -59,6 +61,7 @@ SOURCES = {
     "explain/rollout.py": "explain_by_all",
     "explain/baselines.py": "explain_by_all",
     "explain/run_exemplars.py": "explain_exemplars",
+    "explain/cuts.py": "find_circuits",
     "probe/gates.py": "study_heads",
     "probe/head_writes.py": "study_heads",
     "probe/interactions.py": "study_heads",
@@ -136,6 +139,15 @@ def explain_exemplars(work: Work) -> None:
 def trace_exemplars(work: Work) -> None:
     with probed_whole(work) as (run, loaded, data):
         upstream(run, loaded, data=data, sites=work.site, device="cpu", progress=False)
+
+
+def find_circuits(work: Work) -> None:
+    """Edges of all units, of which one is ablated, and a circuit; norms free, then held."""
+    with probed_whole(work) as (run, loaded, data):
+        options: dict[str, Any] = {"data": data, "device": "cpu", "progress": False}
+        edges(run, loaded, sites=run.sites, exemplars=1, check=1, **options)
+        of_class = int(run.images["prediction"].iloc[0])
+        circuits(run, loaded, of_class=of_class, sites=run.sites, exemplars=1, nodes=1, **options)
 
 
 @contextmanager
@@ -249,6 +261,7 @@ USERS: list[Callable[[Work], None]] = [
     account,
     explain_exemplars,
     trace_exemplars,
+    find_circuits,
     compare_methods,
     check_sanity,
     probe_embedded,

@@ -11,7 +11,7 @@ from polysem.store.tables import save_table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["print_table", "save_table", "write_table"]
+__all__ = ["print_table", "write_table"]
 
 
 def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:

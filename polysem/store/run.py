@@ -167,6 +167,25 @@ class Run:
             )
         return _open(self.path / "crop_embeddings.zarr", site)["embedding"]
 
+    @property
+    def facet_directions(self) -> xr.DataArray:
+        """What the facets of ``tables/facet_clusters.parquet`` were compared by [row, dim], lazily.
+
+        Directions of length 1 from the mean of all embeddings.
+
+        Raises
+        ------
+        RunError
+            If there are none.
+        """
+        store = self.path / "facet_clusters.zarr"
+        if not store.is_dir():
+            raise RunError(
+                f"{self.path} has no clusters of facets; make them with polysem clusters "
+                f"{self.path} --of facets"
+            )
+        return _open(store, None)["direction"]
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 

@@ -1,10 +1,11 @@
-"""Tables as files of their own, beside or outside of a run."""
+"""Tables and texts as files of their own, beside or outside of a run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from polysem.errors import RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["save_table"]
+__all__ = ["save_table", "save_text"]
 
 
 def save_table(
@@ -34,17 +35,33 @@ def save_table(
     """
     files = [folder / f"{name}{ending}" for ending in endings]
     for file in files:
-        part = file.with_name(f".{file.name}.partial-{os.getpid()}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".csv":
-                table.to_csv(part, index=False)
-            else:
-                table.to_parquet(part, index=False)
-            os.replace(part, file)
-        except OSError as error:
-            raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                part.unlink()
+        if file.suffix == ".csv":
+            _replace(file, partial(table.to_csv, index=False))
+        else:
+            _replace(file, partial(table.to_parquet, index=False))
     return files
+
+
+def save_text(text: str, file: Path) -> Path:
+    """Write a text file, which appears when it is whole, and return it.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
+    _replace(file, lambda part: part.write_text(text, encoding="utf-8"))
+    return file
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    part = file.with_name(f".{file.name}.partial-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

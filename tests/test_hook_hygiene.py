@@ -43,6 +43,7 @@ from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
 from polysem.probe.heads import heads
+from polysem.probe.snapshots import require_units
 from polysem.store.run import Run
 
 PACKAGE = Path(polysem.__file__).parent
@@ -64,6 +65,7 @@ SOURCES = {
     "probe/gates.py": "study_heads",
     "probe/head_writes.py": "study_heads",
     "probe/interactions.py": "study_heads",
+    "probe/snapshots.py": "look_for_units",
 }
 
 SETS_HOOKS = re.compile(
@@ -172,6 +174,10 @@ def probed_whole(work: Work) -> Iterator[tuple[Run, LoadedModel, Shapes]]:
         raise
 
 
+def look_for_units(work: Work) -> None:
+    require_units(loaded_by_hand(work), [(work.site, 0)], sites=work.site)
+
+
 def explain(work: Work) -> None:
     with explanation_mode(work.model):
         work.model(work.images)
@@ -261,6 +267,7 @@ USERS: list[Callable[[Work], None]] = [
     check_sanity,
     probe_embedded,
     study_heads,
+    look_for_units,
 ]
 WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]

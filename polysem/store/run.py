@@ -13,7 +13,7 @@ import xarray as xr
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
 from polysem.store.schema import FORMAT
 
-__all__ = ["Run", "read_manifest"]
+__all__ = ["Run", "read_manifest", "read_parquet"]
 
 
 class Run:
@@ -67,7 +67,7 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """One row an image: image (index in the data), key, label, prediction, loss, correct."""
-        return _read_parquet(self._part("images.parquet"))
+        return read_parquet(self._part("images.parquet"))
 
     @property
     def classes(self) -> list[str] | None:
@@ -201,7 +201,7 @@ class Run:
                 f"this run has no table {name!r}{did_you_mean(name, known)}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return _read_parquet(file)
+        return read_parquet(file)
 
     def contributions(self, site: str) -> xr.Dataset:
         """Return the contribution maps of a site's exemplars, lazily.
@@ -264,7 +264,8 @@ def _open(store: Path, group: str | None) -> xr.Dataset:
     return found
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
+def read_parquet(file: Path) -> pd.DataFrame:
+    """Return a table; RunError if it is damaged."""
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError):  # what pyarrow raises of a damaged file is a ValueError

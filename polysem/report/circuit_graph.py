@@ -208,7 +208,8 @@ def _draw_node(sheet: Axes, at: tuple[float, float], facts: dict[str, Any], gap:
     else:
         heads = parse_site(facts["site"]).unit_dim == "head"
         arrow = "" if heads else _ARROWS[facts["tail"]]
-        lines = [f"{facts['unit']}{arrow} {_percent(facts['share'])}"]
+        name = "head " if heads else ""
+        lines = [f"{name}{facts['unit']}{arrow} {_percent(facts['share'])}"]
         lines += [facts["label"]] if facts["label"] else []
     for k, line in enumerate(lines):
         text = fit(readable(line), min(0.95 * gap, 1.25), size=6.5)

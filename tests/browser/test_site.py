@@ -183,6 +183,15 @@ def test_heads_are_sorted_drawn_and_each_has_a_page(visit: Visit) -> None:
     assert page.locator("#head .exemplars canvas").count() > 0
 
 
+@pytest.mark.parametrize("name", ["comparison", "evolution"])
+def test_charts_of_other_folders_are_drawn(visit: Visit, name: str) -> None:
+    page = visit(f"{name}.html")
+    for chart in page.locator("[data-chart]").all():
+        chart.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+    page.wait_for_function(f"() => !{LOOK.strip()}.undrawn()")
+
+
 def test_the_theme_is_chosen_and_kept(visit: Visit) -> None:
     page = visit("index.html", color_scheme="light")
     light = look(page, "ground")

@@ -126,10 +126,10 @@ def write_comparison(found: Comparison, out: Path) -> None:
     """
     import json
 
-    from polysem.cli.tables import save_table, save_text
     from polysem.report.comparison_page import comparison_markdown
     from polysem.report.forest import forest
     from polysem.report.page import save
+    from polysem.store.tables import save_table, save_text
 
     save_table(found.table, out, "comparison")
     save_table(found.layers, out, "layers")

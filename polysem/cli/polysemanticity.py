@@ -77,10 +77,11 @@ def polysemanticity(
 
 def _compare(first: Run, second: Run, out: Path | None) -> None:
     from polysem.analysis.comparison import compare_runs
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.report.comparison_page import short_table
     from polysem.report.layer_figure import layer_figure
     from polysem.report.page import save
+    from polysem.store.tables import save_table
 
     arms = {"this run": [first], "the other": [second]}
     found = compare_runs(arms, tables=["polysemanticity"])

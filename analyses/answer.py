@@ -15,10 +15,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from polysem.analysis.permutation import least_p
-from polysem.cli.tables import save_text
 from polysem.errors import RunError
 from polysem.report.comparison_page import escaped, markdown_table
 from polysem.report.page import number
+from polysem.store.tables import save_text
 
 __all__ = ["NEGLIGIBLE", "Evidence", "Finding", "findings", "verdict", "write_answer"]
 

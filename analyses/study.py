@@ -25,8 +25,8 @@ import yaml
 from answer import Evidence, write_answer
 
 from polysem.cli import app
-from polysem.cli.tables import save_text
 from polysem.errors import MissingError, PolysemError, RunError, SpecError, did_you_mean
+from polysem.store.tables import save_text
 
 __all__ = ["Images", "Step", "Study", "load_study", "run_study"]
 

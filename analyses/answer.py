@@ -142,8 +142,10 @@ def write_answer(
         f"the interval within ± {NEGLIGIBLE}. What counts as evidence, and which way, is in the "
         "study's YAML.", "",
     ]  # fmt: skip
-    for name in comparisons:
+    for name, place in comparisons.items():
         lines += [f"![Effects on {name}]({name}_forest.png)", ""]
+        if (place / "dropped.png").is_file():
+            lines += [f"![Heads dropped at random, on {name}]({name}_dropped.png)", ""]
     lines += ["## What would change it", ""]
     lines += [f"- {line}" for line in what_would_change(headline, found, tables, layers, recipe)]
     lines += [f"- {line}" for line in _encoders(encoders)]
@@ -151,8 +153,10 @@ def write_answer(
     lines += ["", f"All steps took {wall / 60:.1f} minutes ({cpu / 60:.1f} CPU minutes).", ""]
     for name, place in comparisons.items():
         folder.mkdir(parents=True, exist_ok=True)
-        for file in ("forest.png", "comparison.csv", "layers.csv"):
-            shutil.copyfile(place / file, folder / f"{name}_{file}")
+        for file in ("forest.png", "dropped.png", "comparison.csv", "layers.csv"):
+            (folder / f"{name}_{file}").unlink(missing_ok=True)
+            if (place / file).is_file():
+                shutil.copyfile(place / file, folder / f"{name}_{file}")
     return save_text("\n".join(lines), folder / "README.md")
 
 

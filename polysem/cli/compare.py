@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: What is written.
 FILES = (
     "comparison.parquet", "comparison.csv", "layers.parquet", "layers.csv", "forest.png",
-    "comparison.md", "comparison.json",
+    "dropped.png", "comparison.md", "comparison.json",
 )  # fmt: skip
 
 #: The most lines printed.
@@ -128,13 +128,24 @@ def write_comparison(found: Comparison, out: Path) -> None:
 
     from polysem.report.comparison_page import comparison_markdown
     from polysem.report.forest import forest
+    from polysem.report.head_curves import drop_curves
     from polysem.report.page import save
     from polysem.store.tables import save_table, save_text
 
     save_table(found.table, out, "comparison")
     save_table(found.layers, out, "layers")
     save(forest(found.table), out / "forest.png")
-    page = comparison_markdown(found.table, found.arms, found.notes)
+    curves = {
+        f"{name} {k + 1}" if len(runs) > 1 else name: run
+        for name, runs in found.arms.items()
+        for k, run in enumerate(runs)
+    }
+    pictures = ["forest.png"]
+    (out / "dropped.png").unlink(missing_ok=True)  # of an older comparison
+    if "head_network" in set(found.table["table"]):
+        save(drop_curves(curves), out / "dropped.png")
+        pictures.append("dropped.png")
+    page = comparison_markdown(found.table, found.arms, found.notes, pictures=pictures)
     save_text(page, out / "comparison.md")
     arms = {
         name: [

@@ -38,6 +38,9 @@ def compare(
         str | None,
         typer.Option(help="Globs of sites, comma-separated. Default: all, the same in all runs."),
     ] = None,
+    tables: Annotated[
+        str | None, typer.Option(help="Tables, comma-separated. Default: all that all runs have.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for tables, forest plot and comparison.md.")
     ] = None,
@@ -61,7 +64,8 @@ def compare(
     arms = arms_of(runs or [], group or [])
     if out is not None:
         require_free(out, FILES, overwrite=overwrite)
-    found = compare_runs(arms, sites=sites)
+    chosen = None if tables is None else [name.strip() for name in tables.split(",")]
+    found = compare_runs(arms, sites=sites, tables=chosen)
     for note in found.notes:
         print(f"note: {note}")
     order = found.table["q"].fillna(1).sort_values(kind="stable").index

@@ -87,6 +87,8 @@ def test_groups_named_by_commas_are_arms_of_several(
         (("RUNS/a0", "--group", "b=RUNS/c*"), "no run folder matches"),
         (("--group", "x=RUNS/a0,RUNS/a0", "RUNS/b0"), "not two seeds of arm 'x'"),
         (("RUNS/a0", "RUNS/b0", "--sites", "blocks.9.*"), "matches 'blocks.9.*'"),
+        (("RUNS/a0", "RUNS/b0", "--tables", "unit"), "did you mean 'units'"),
+        (("RUNS/a0", "RUNS/b0", "--tables", "heads"), "no table 'heads'"),
         (("RUNS/a0", "RUNS/b0", "--out", "RUNS"), "holds something else"),
     ],
 )

@@ -156,9 +156,7 @@ def _parts(
         yield _Part(rows, _asked(answers, rows, view, ranked, whole), _counts(rows), what)
 
 
-def _asked(
-    answers: Answers, rows: pd.DataFrame, view: View, ranked: Tensor, whole: View
-) -> Asked:
+def _asked(answers: Answers, rows: pd.DataFrame, view: View, ranked: Tensor, whole: View) -> Asked:
     units = torch.from_numpy(rows["unit"].to_numpy(dtype=np.int64))
     inside = torch.zeros(len(rows), ranked.shape[1], dtype=torch.bool)
     for place, ranks in enumerate(rows["ranks"]):
@@ -233,8 +231,9 @@ class _Chance:
         pick = torch.randint(len(counts), (n_draws,), generator=generator)
         exemplars = draw(n_draws)
         exemplars[torch.arange(n_ranks) >= torch.from_numpy(counts)[pick][:, None]] = -1
-        vectors = view.images[exemplars.clamp(min=0)].masked_fill((exemplars < 0)[..., None], np.nan)
-        groups = find_facets(vectors.float().numpy(), most=most, n_resamples=0, seed=seed).group
+        vectors = view.images[exemplars.clamp(min=0)].float()
+        vectors = vectors.masked_fill((exemplars < 0)[..., None], torch.nan)
+        groups = find_facets(vectors.numpy(), most=most, n_resamples=0, seed=seed).group
         given = torch.cat([
             exemplars[held].masked_fill(torch.from_numpy(groups[held] != facet), -1)
             for facet in range(most)
@@ -248,9 +247,7 @@ class _Chance:
         """Return p-values of scores [facet, rank] of facets with these exemplars."""
         return p_values(self._scaled(scores, given), self.null)
 
-    def _scaled(
-        self, scores: npt.NDArray[np.float64], given: Tensor
-    ) -> npt.NDArray[np.float64]:
+    def _scaled(self, scores: npt.NDArray[np.float64], given: Tensor) -> npt.NDArray[np.float64]:
         size = (given >= 0).sum(1).numpy()
         scale = (size,) if scores.ndim == 1 else (size[:, None],)
         return np.asarray((scores - self.mean[scale]) / self.spread[scale])

@@ -95,7 +95,8 @@ def places_of(run: Run, site: str) -> Places:
         grid = (units.sizes["y"], units.sizes["x"])
         y, x = units["top_y"].to_numpy(), units["top_x"].to_numpy()
     else:
-        grid, y, x = (1, 1), np.where(np.isnan(image), np.nan, 0), np.where(np.isnan(image), np.nan, 0)
+        grid = (1, 1)
+        y, x = (np.where(np.isnan(image), np.nan, 0) for _ in grid)
     if not _has_contributions(run, site):
         return Places(np.stack([image, y, x]), grid, "activation")
     maps = run.contributions(site)["contribution"]
@@ -199,17 +200,15 @@ def embed_crops(
             values = np.full((*there.shape, some.shape[1]), np.nan, dtype=np.float32)
             values[there] = some
             attrs = {"encoder": used.spec, "fingerprint": used.fingerprint, "place": found.by}
-            meaning = "embedding of the crop where the exemplar fired, of length 1"
-            arrays = {
-                "embedding": (("tail", "unit", "rank", "dim"), values, {"long_name": meaning} | attrs)
-            }
+            attrs["long_name"] = "embedding of the crop where the exemplar fired, of length 1"
+            arrays = {"embedding": xr.Variable(("tail", "unit", "rank", "dim"), values, attrs)}
             if background:
                 if found.grid not in anywhere:
                     anywhere[found.grid] = embedded(_anywhere(run, background, found.grid))
                 meaning = "embedding of crops at random places of random images"
-                arrays["background"] = (
-                    ("place", "dim"), anywhere[found.grid], {"long_name": meaning},
-                )  # fmt: skip
+                arrays["background"] = xr.Variable(
+                    ("place", "dim"), anywhere[found.grid], {"long_name": meaning}
+                )
             tails = run.units(site)["tail"].to_numpy().astype(object)
             groups[site] = xr.Dataset(arrays, coords={"tail": tails})
     return add_arrays(run, name, groups, keep=_by_same(run, name, used.fingerprint))

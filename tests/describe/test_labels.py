@@ -52,7 +52,9 @@ def test_units_are_called_by_what_they_follow(run: Run, method: str) -> None:
     images, texts = IMAGES, TEXTS
     if method == "rank-reorder":  # it needs mean similarities above 0
         images, texts = (torch.cat([x, torch.ones(len(x), 1)], dim=1) for x in (IMAGES, TEXTS))
-    table = label_units(run, Pictures(images), texts, CONCEPTS, sites=[SITE], method=method, n_draws=200)
+    table = label_units(
+        run, Pictures(images), texts, CONCEPTS, sites=[SITE], method=method, n_draws=200
+    )
     assert list(table.columns) == list(LABELS)
     best = table[table["rank"] == 1].set_index(["tail", "unit"])
     assert best.loc[("upper", 0), "concept"] == "concept 0"

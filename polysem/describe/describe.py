@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import xarray as xr
 
-from polysem.analysis.facet_table import facets as find_facets
+from polysem.describe.divide import divide
 from polysem.describe.embedded import embedded
 from polysem.describe.facet_labels import FACET_LABELS, label_facets
 from polysem.describe.labels import HEAD_LABELS, LABELS, Seen, label_heads, label_units
@@ -21,7 +20,7 @@ from polysem.errors import SpecError
 from polysem.models.clip import Clip, load_clip
 from polysem.progress import progress_bar
 from polysem.sites import select_sites
-from polysem.store.additions import add_arrays, add_table
+from polysem.store.additions import add_table
 from polysem.store.run import Run
 
 __all__ = ["Names", "describe_neurons"]
@@ -132,8 +131,8 @@ def describe_neurons(
     asked: dict[str, Any] = {
         "method": method, "top": top, "rate": rate, "n_draws": n_draws, "seed": seed,
     }  # fmt: skip
-    if facets and not _has_facets(opened, chosen):
-        _divide(opened, chosen, pictures.crops, progress=progress)
+    if facets:
+        divide(opened, pictures, sites=chosen, progress=progress)
     by_facet = by_head = None
     with progress_bar(unit="sites", show=progress) as move:
         units = label_units(
@@ -157,30 +156,3 @@ def describe_neurons(
 
 def _told(move: Callable[[str, int, int], None], what: str) -> Callable[[str, int, int], None]:
     return lambda site, done, total: move(f"{what} {site}", done, total)
-
-
-def _has_facets(run: Run, sites: Sequence[str]) -> bool:
-    file = run.path / "tables" / "facets.parquet"
-    return file.is_file() and set(sites) <= set(run.table("facets")["site"])
-
-
-def _divide(run: Run, sites: Sequence[str], cropped: Iterable[str], *, progress: bool) -> None:
-    """Make the table of facets of some sites, and of those that it knew already.
-
-    A run without embeddings to divide by gets those of the vision-language model.
-    """
-    known: set[str] = set()
-    if (run.path / "tables" / "facets.parquet").is_file():
-        known = set(run.table("facets")["site"])
-    if not (run.path / "embeddings.zarr").is_dir():
-        add_arrays(run, "embeddings", _like(run.clip_embeddings.to_dataset()))
-        groups = {site: _like(run.clip_crops(site)[["embedding"]]) for site in cropped}
-        if groups:
-            add_arrays(run, "crop_embeddings", groups)
-    wanted = [site for site in run.sites if site in {*sites, *known}]
-    find_facets(run, sites=",".join(wanted), progress=progress)
-
-
-def _like(arrays: xr.Dataset) -> xr.Dataset:
-    """Return arrays in memory, free of how they lie on the disk."""
-    return arrays.load().drop_encoding()

@@ -57,6 +57,7 @@ def embedded(
     """
     encoder = image_encoder(clip)
     size = batch_size or (256 if choose_device(device).type == "cuda" else 64)
+    attrs = {"encoder": clip.spec, "fingerprint": encoder.fingerprint}
     values = _kept(run, encoder)
     if values is None:
         values = _of_neighbours(run, encoder)
@@ -64,7 +65,7 @@ def embedded(
             source = load_again(run.manifest["data"], data)
             values = embed_images(run, source, encoder, size, progress=progress)
         arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
-        arrays["embedding"].attrs |= {"encoder": clip.spec, "fingerprint": encoder.fingerprint}
+        arrays["embedding"].attrs |= attrs
         add_arrays(run, "clip_embeddings", arrays)
     placed = [site for site in crops if has_places(run, site)]
     lacking = [site for site in placed if not _crops_are_kept(run, site, encoder)]
@@ -73,7 +74,9 @@ def embedded(
             run, encoder, sites=lacking, name="clip_crops", background=_BACKGROUND,
             data=data, batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
-    return Pictures(torch.from_numpy(values), {site: _crops(run, site) for site in placed})
+    return Pictures(
+        torch.from_numpy(values), {site: _crops(run, site) for site in placed}, attrs
+    )
 
 
 def _kept(run: Run, encoder: Encoder) -> np.ndarray | None:

@@ -2,7 +2,9 @@
 
 Facets are groups of exemplars that look alike, so some concept fits any of them better than it
 fits exemplars drawn at random. Chance is therefore asked the same question: exemplars drawn at
-random are divided into facets in the same way, and their facets named.
+random are divided into facets in the same way, and their facets named. That is the same question where
+`divide` made the facets; where another encoder did, chance is divided by the one that names, which
+makes chance look no worse than it is.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from polysem.analysis.facets import find_facets
 from polysem.describe.answers import Answers, read_answers
+from polysem.describe.divide import whitening
 from polysem.describe.evidence import p_values
 from polysem.describe.labels import Seen, require_fit
 from polysem.describe.naming import NAME_COLUMNS, Asked, Method, finish, method_of, name
@@ -157,7 +160,7 @@ def _parts(
 
 
 def _asked(answers: Answers, rows: pd.DataFrame, view: View, ranked: Tensor, whole: View) -> Asked:
-    units = torch.from_numpy(rows["unit"].to_numpy(dtype=np.int64))
+    units = torch.tensor(rows["unit"].to_numpy(dtype=np.int64))
     inside = torch.zeros(len(rows), ranked.shape[1], dtype=torch.bool)
     for place, ranks in enumerate(rows["ranks"]):
         inside[place, torch.as_tensor(np.asarray(ranks, dtype=np.int64))] = True
@@ -231,7 +234,9 @@ class _Chance:
         pick = torch.randint(len(counts), (n_draws,), generator=generator)
         exemplars = draw(n_draws)
         exemplars[torch.arange(n_ranks) >= torch.from_numpy(counts)[pick][:, None]] = -1
-        vectors = view.images[exemplars.clamp(min=0)].float()
+        # chance is divided as `divide` divides
+        seen = (view.images @ whitening(view.images[: view.n_chance])).float()
+        vectors = seen[exemplars.clamp(min=0)]
         vectors = vectors.masked_fill((exemplars < 0)[..., None], torch.nan)
         groups = find_facets(vectors.numpy(), most=most, n_resamples=0, seed=seed).group
         given = torch.cat([

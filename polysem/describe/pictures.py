@@ -51,7 +51,10 @@ class Pictures:
         Every image of the run, in their order [image, dim].
     crops : mapping of str to Crops
         By site, where crops were embedded.
+    attrs : mapping of str to str
+        Name of the ``encoder`` and its ``fingerprint``.
     """
 
     images: Tensor
     crops: Mapping[str, Crops] = field(default_factory=dict)
+    attrs: Mapping[str, str] = field(default_factory=dict)

@@ -74,9 +74,7 @@ def embedded(
             run, encoder, sites=lacking, name="clip_crops", background=_BACKGROUND,
             data=data, batch_size=batch_size, device=device, progress=progress,
         )  # fmt: skip
-    return Pictures(
-        torch.from_numpy(values), {site: _crops(run, site) for site in placed}, attrs
-    )
+    return Pictures(torch.from_numpy(values), {site: _crops(run, site) for site in placed}, attrs)
 
 
 def _kept(run: Run, encoder: Encoder) -> np.ndarray | None:

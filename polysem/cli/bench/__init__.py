@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from polysem.cli.bench.describe import bench_describe
 from polysem.cli.bench.explain import bench_explain
 from polysem.cli.bench.heads import bench_heads
 from polysem.cli.bench.lipschitz import bench_lipschitz
@@ -18,6 +19,7 @@ bench = typer.Typer(
     help="Measure polysem on this machine; each bench prints a table and writes DIR/table.csv.",
     no_args_is_help=True,
 )
+bench.command("describe")(bench_describe)
 bench.command("explain")(bench_explain)
 bench.command("heads")(bench_heads)
 bench.command("lipschitz")(bench_lipschitz)

@@ -34,6 +34,8 @@ __all__ = ["Planted", "ideal_pictures", "ideal_texts", "plant_names"]
 _LESSONS, _TRIALS = 800, 1000
 #: A concept is planted if so many of a read-out's strongest tokens show it.
 _PRECISION, _STRONGEST = 0.9, 32
+#: Least share of a unit's exemplars that show a concept which the unit is said to answer to.
+_REALISED = 0.2
 #: A token shows a concept that covers so much of its patch; a crop likewise.
 _COVER, _CROP_COVER = 0.3, 0.1
 #: A neuron's value before its activation function at a token that shows its concept, and at
@@ -55,6 +57,9 @@ class Planted:
         What it was probed on.
     truth : list of (str, int, tuple of str)
         Site, unit and the concepts it answers to.
+    realised : list of bool
+        Whether each concept is shown where the unit fired in a fifth of its exemplars at least: a
+        unit of which that is not so does not answer to what was planted.
     left_out : dict of str to float
         Concepts of the images that the network does not tell token by token well enough to be
         planted, and the precision of their best read-out.
@@ -63,6 +68,7 @@ class Planted:
     run: Run
     data: Shapes
     truth: list[tuple[str, int, tuple[str, ...]]]
+    realised: list[bool]
     left_out: dict[str, float]
 
 
@@ -127,7 +133,8 @@ def plant_names(
     spliced = dataclasses.replace(loaded, model=model, sha256=state_digest(model.state_dict()))
     data = Shapes("test", n=n_images, size=_SIZE, seed=seed)
     sites = list(dict.fromkeys(site for site, _, _ in truth))
-    return Planted(probe(spliced, data, out=out, sites=sites, top_k=top_k), data, truth, left_out)
+    run = probe(spliced, data, out=out, sites=sites, top_k=top_k)
+    return Planted(run, data, truth, _realised(run, data, truth), left_out)
 
 
 def ideal_texts(vocabulary: Sequence[str], concepts: Sequence[str]) -> Tensor:
@@ -210,6 +217,26 @@ def _features(loaded: LoadedModel, data: Shapes, images: Sequence[int], site: st
             )
         parts.append(cache[site].clone())
     return torch.cat(parts)
+
+
+def _realised(
+    run: Run, data: Shapes, truth: Sequence[tuple[str, int, tuple[str, ...]]]
+) -> list[bool]:
+    """Return whether each concept of each unit is behind enough of its exemplars."""
+    told = []
+    at = {site: places_of(run, site).at[:, 0] for site in run.sites}
+    images = np.unique(np.concatenate([at[site][0, unit] for site, unit, _ in truth]))
+    images = images[np.isfinite(images)].astype(np.int64)
+    shown = dict(zip(images.tolist(), _tokens(data, images.tolist()), strict=True))
+    for site, unit, concepts in truth:
+        places = at[site][:, unit]
+        image, y, x = places[:, np.isfinite(places).all(0)].astype(np.int64)
+        side = run.units(site).sizes["x"]
+        tokens = torch.stack([shown[i][row * side + column]
+                              for i, row, column in zip(image.tolist(), y, x, strict=True)])  # fmt: skip
+        share = (tokens[:, [data.concepts.index(name) for name in concepts]] >= _COVER).double()
+        told.append(bool((share.mean(0) >= _REALISED).all()))
+    return told
 
 
 def _precision(found: Tensor, shown: Tensor) -> npt.NDArray[np.float64]:

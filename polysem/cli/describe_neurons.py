@@ -20,13 +20,19 @@ _N_SHEETS = 24
 def describe_neurons(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     clip: Annotated[
-        str,
-        typer.Option(help="CLIP model: ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, or its folder."),
-    ],
+        str | None,
+        typer.Option(
+            help="CLIP model: ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, or its folder. Default: for "
+            "drawn shapes the small one that ships, else ViT-B-32:laion2b_s34b_b79k."
+        ),
+    ] = None,
     concepts: Annotated[
-        str,
-        typer.Option(help="common, dermatology, shapes, or a file: one concept a line, or CSV."),
-    ] = "common",
+        str | None,
+        typer.Option(
+            help="common, dermatology, shapes, or a file: one concept a line, or CSV. Default: "
+            "shapes for drawn shapes, else common."
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -70,20 +76,25 @@ def describe_neurons(
 
     Example: [bold]polysem describe-neurons runs/a --clip ViT-B-32:laion2b_s34b_b79k[/bold]
 
-    Several names for polysemantic units: [bold]polysem describe-neurons runs/a --clip DIR
-    --facets --sheets runs/a/sheets[/bold]
+    Of a run on drawn shapes, without a network, with several names for polysemantic units:
+    [bold]polysem describe-neurons runs/a --facets --sheets runs/a/sheets[/bold]
     """
     from polysem.cli.tables import print_table
+    from polysem.describe.defaults import default_clip, default_vocabulary, misfit
     from polysem.describe.describe import describe_neurons as describe
     from polysem.describe.vocabulary import load_vocabulary
+    from polysem.models.clip import load_clip
     from polysem.store.run import Run
 
     opened = Run.open(run)
-    words = load_vocabulary(concepts)
-    for note in words.notes:
-        print(f"note: {note}")
+    images_of = str(opened.manifest["data"]["name"])
+    words = load_vocabulary(concepts or default_vocabulary(images_of))
+    towers = load_clip(clip or default_clip(images_of), device=device)
+    for note in (*words.notes, misfit(towers, images_of)):
+        if note:
+            print(f"note: {note}")
     names = describe(
-        opened, clip, concepts=words, sites=sites, method=method, seen=seen, facets=facets,
+        opened, towers, concepts=words, sites=sites, method=method, seen=seen, facets=facets,
         heads=heads, top=top, rate=rate, n_draws=draws, data=data, batch_size=batch_size,
         device=device,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from polysem.describe.defaults import default_clip, default_vocabulary
 from polysem.describe.divide import divide
 from polysem.describe.embedded import embedded
 from polysem.describe.facet_labels import FACET_LABELS, label_facets
@@ -47,9 +48,9 @@ class Names:
 
 def describe_neurons(
     run: Run | str | Path,
-    clip: str | Path | Clip,
+    clip: str | Path | Clip | None = None,
     *,
-    concepts: str | Path | Vocabulary = "common",
+    concepts: str | Path | Vocabulary | None = None,
     sites: str | Iterable[str] | None = None,
     method: str = "soft-wpmi",
     seen: Seen = "auto",
@@ -76,10 +77,12 @@ def describe_neurons(
         Probed with ``--pooled``, names by whole images are found on half of the images and tested
         on the other; without, found on the exemplars and tested on other images of the run's
         sample. Names by crops are found on the exemplars, and tested on other images likewise.
-    clip : str, Path or Clip
-        Anything that `load_clip` takes, such as ``ViT-B-32:laion2b_s34b_b79k``.
-    concepts : str, Path or Vocabulary
-        Anything that `load_vocabulary` takes.
+    clip : str, Path or Clip, optional
+        Anything that `load_clip` takes, such as ``ViT-B-32:laion2b_s34b_b79k``; if not given, the
+        `default_clip` of the run's images.
+    concepts : str, Path or Vocabulary, optional
+        Anything that `load_vocabulary` takes; if not given, ``shapes`` for drawn images and else
+        ``common``.
     sites : str or iterable of str, optional
         Globs over the run's sites; all of them, if not given.
     seen : {"auto", "crops", "images"}
@@ -120,8 +123,11 @@ def describe_neurons(
         )
     if heads:
         _ = opened.heads  # a run without heads should not cost a pass over its images
-    words = concepts if isinstance(concepts, Vocabulary) else load_vocabulary(concepts)
-    towers = clip if isinstance(clip, Clip) else load_clip(clip, device=device)
+    images_of = str(opened.manifest["data"]["name"])
+    listed = concepts or default_vocabulary(images_of)
+    words = listed if isinstance(listed, Vocabulary) else load_vocabulary(listed)
+    named = clip or default_clip(images_of)
+    towers = named if isinstance(named, Clip) else load_clip(named, device=device)
     texts = embed_vocabulary(towers, words, templates)
     where: dict[str, Any] = {
         "data": data, "batch_size": batch_size, "device": device, "progress": progress,

@@ -102,7 +102,8 @@ def whitening(background: Tensor) -> Tensor:
     variance, axes = torch.linalg.eigh(off.T @ off / len(off))
     variance = variance.clamp(min=0)
     scale = (variance + _RIDGE * variance.mean()).rsqrt()
-    return ((axes * scale) @ axes.T).to(background)
+    matrix: Tensor = (axes * scale) @ axes.T
+    return matrix.to(background)
 
 
 def _older(run: Run) -> tuple[pd.DataFrame, pd.DataFrame] | None:

@@ -3,8 +3,8 @@
 Facets are groups of exemplars that look alike, so some concept fits any of them better than it
 fits exemplars drawn at random. Chance is therefore asked the same question: exemplars drawn at
 random are divided into facets in the same way, and their facets named. That is the same question where
-`divide` made the facets; where another encoder did, chance is divided by the one that names, which
-makes chance look no worse than it is.
+`divide` made the facets; where another encoder did, chance is divided by the one that names,
+which makes chance look no worse than it is.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _asked(answers: Answers, rows: pd.DataFrame, view: View, ranked: Tensor, who
     units = torch.tensor(rows["unit"].to_numpy(dtype=np.int64))
     inside = torch.zeros(len(rows), ranked.shape[1], dtype=torch.bool)
     for place, ranks in enumerate(rows["ranks"]):
-        inside[place, torch.as_tensor(np.asarray(ranks, dtype=np.int64))] = True
+        inside[place, torch.tensor(ranks, dtype=torch.int64)] = True
     given = _packed(ranked[units].masked_fill(~inside, -1))
     return Asked(view, given, whole.images[answers.tested_on], answers.less_ranked, units)
 

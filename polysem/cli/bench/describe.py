@@ -33,9 +33,12 @@ def bench_describe(
     from polysem.cli.bench.names import names_benchmark
     from polysem.cli.tables import print_table, save_table
     from polysem.data.shipped import shipped_file
+    from polysem.describe.defaults import default_clip
 
     network = model or str(shipped_file("models", "shapes_micro_vit.safetensors"))
-    table, units, notes = names_benchmark(network, clip, n_images=images, seed=seed, report=print)
+    table, units, notes = names_benchmark(
+        network, clip or default_clip("shapes"), n_images=images, seed=seed, report=print
+    )
     save_table(table, out, "table", endings=(".csv",))
     save_table(units, out, "units", endings=(".csv",))
     print_table(table)

@@ -82,13 +82,8 @@ def names_benchmark(
         )  # fmt: skip
         notes = _notes(planted)
         report(f"{len(planted.truth)} neurons planted in blocks {', '.join(map(str, layers))}")
-        encoders: list[tuple[str, Pictures, Tensor]] = [
-            (
-                "ideal",
-                ideal_pictures(planted, len(words)),
-                ideal_texts(words, planted.data.concepts),
-            )
-        ]
+        ideal = ideal_pictures(planted, len(words))
+        encoders = [("ideal", ideal, ideal_texts(words, planted.data.concepts))]
         if clip is not None:
             towers = clip if isinstance(clip, Clip) else load_clip(clip)
             seen = embedded(

@@ -232,8 +232,8 @@ def _realised(
         places = at[site][:, unit]
         image, y, x = places[:, np.isfinite(places).all(0)].astype(np.int64)
         side = run.units(site).sizes["x"]
-        tokens = torch.stack([shown[i][row * side + column]
-                              for i, row, column in zip(image.tolist(), y, x, strict=True)])  # fmt: skip
+        rows = zip(image.tolist(), y, x, strict=True)
+        tokens = torch.stack([shown[i][row * side + column] for i, row, column in rows])
         share = (tokens[:, [data.concepts.index(name) for name in concepts]] >= _COVER).double()
         told.append(bool((share.mean(0) >= _REALISED).all()))
     return told
@@ -320,4 +320,5 @@ def _sets(names: Sequence[str], copies: int) -> list[tuple[str, ...]]:
         pair for pair in combinations(names, 2)
         if group[pair[0]] == group[pair[1]] or "background" in (group[pair[0]], group[pair[1]])
     ]  # fmt: skip
-    return [(name,) for name in names for _ in range(copies)] + pairs
+    single: list[tuple[str, ...]] = [(name,) for name in names for _ in range(copies)]
+    return [*single, *pairs]

@@ -2,8 +2,8 @@
 
 Facets are groups of exemplars that look alike, so some concept fits any of them better than it
 fits exemplars drawn at random. Chance is therefore asked the same question: exemplars drawn at
-random are divided into facets in the same way, and their facets named. That is the same question where
-`divide` made the facets; where another encoder did, chance is divided by the one that names,
+random are divided into facets in the same way, and their facets named. That is the same question
+where `divide` made the facets; where another encoder did, chance is divided by the one that names,
 which makes chance look no worse than it is.
 """
 
@@ -233,7 +233,7 @@ class _Chance:
         spread = np.array([1.0, *(scores.std() for scores in by_size)]).clip(min=1e-9)
         pick = torch.randint(len(counts), (n_draws,), generator=generator)
         exemplars = draw(n_draws)
-        exemplars[torch.arange(n_ranks) >= torch.from_numpy(counts)[pick][:, None]] = -1
+        exemplars[torch.arange(n_ranks) >= torch.tensor(counts)[pick][:, None]] = -1
         # chance is divided as `divide` divides
         seen = (view.images @ whitening(view.images[: view.n_chance])).float()
         vectors = seen[exemplars.clamp(min=0)]

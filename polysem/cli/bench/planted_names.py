@@ -58,8 +58,9 @@ class Planted:
     truth : list of (str, int, tuple of str)
         Site, unit and the concepts it answers to.
     realised : list of bool
-        Whether each concept is shown where the unit fired in a fifth of its exemplars at least: a
-        unit of which that is not so does not answer to what was planted.
+        Whether these are the concepts that most set apart the places where the unit fired, each
+        shown by a fifth of its exemplars at least. A unit of which that is not so does not answer
+        to what was planted: a network of colours may show "large" by what is large and orange.
     left_out : dict of str to float
         Concepts of the images that the network does not tell token by token well enough to be
         planted, and the precision of their best read-out.
@@ -222,20 +223,24 @@ def _features(loaded: LoadedModel, data: Shapes, images: Sequence[int], site: st
 def _realised(
     run: Run, data: Shapes, truth: Sequence[tuple[str, int, tuple[str, ...]]]
 ) -> list[bool]:
-    """Return whether each concept of each unit is behind enough of its exemplars."""
+    """Return whether the concepts of each unit set its exemplars apart, and no other does more.
+
+    What the tokens show at which the unit peaks is compared with what all tokens show, by the
+    divergence KL(share among peaks ‖ share among all) of each concept.
+    """
+    shown = _tokens(data) >= _COVER  # [image, token, concept]
+    base = shown.double().mean((0, 1)).clamp(1e-6, 1 - 1e-6)
     told = []
     at = {site: places_of(run, site).at[:, 0] for site in run.sites}
-    images = np.unique(np.concatenate([at[site][0, unit] for site, unit, _ in truth]))
-    images = images[np.isfinite(images)].astype(np.int64)
-    shown = dict(zip(images.tolist(), _tokens(data, images.tolist()), strict=True))
     for site, unit, concepts in truth:
         places = at[site][:, unit]
-        image, y, x = places[:, np.isfinite(places).all(0)].astype(np.int64)
-        side = run.units(site).sizes["x"]
-        rows = zip(image.tolist(), y, x, strict=True)
-        tokens = torch.stack([shown[i][row * side + column] for i, row, column in rows])
-        share = (tokens[:, [data.concepts.index(name) for name in concepts]] >= _COVER).double()
-        told.append(bool((share.mean(0) >= _REALISED).all()))
+        image, y, x = torch.from_numpy(places[:, np.isfinite(places).all(0)]).long()
+        share = shown[image, y * run.units(site).sizes["x"] + x].double().mean(0)
+        apart = torch.xlogy(share, share / base) + torch.xlogy(1 - share, (1 - share) / (1 - base))
+        apart = apart.masked_fill(share < base, 0)
+        first = set(apart.topk(len(concepts)).indices.tolist())
+        planted = [data.concepts.index(name) for name in concepts]
+        told.append(set(planted) == first and bool((share[planted] >= _REALISED).all()))
     return told
 
 

@@ -191,7 +191,7 @@ def _create(name: str, tag: str | None, spec: str) -> Any:
             ) from None
         raise MissingError(
             f"{spec} could not be loaded ({reason}); check the network, or download its weights "
-            f"elsewhere and name the file: {name}:FILE"
+            f"elsewhere and name the file: {'ARCH' if name.startswith(_SCHEMES) else name}:FILE"
         ) from None
     return model
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from drawn_run import Activations, PlainSource, write_run
+from studied_run import study_arrays, studied_run
 from torch import Tensor
 
 from polysem.describe.answers import read_answers
-from polysem.describe.labels import LABELS, label_units
+from polysem.describe.labels import HEAD_LABELS, LABELS, label_heads, label_units
 from polysem.describe.naming import METHODS
 from polysem.describe.pictures import Pictures
 from polysem.errors import DataError, SpecError
@@ -107,3 +108,18 @@ def test_what_does_not_belong_together_is_refused(run: Run) -> None:
         label_units(run, Pictures(IMAGES[1:]), TEXTS, CONCEPTS)
     with pytest.raises(SpecError, match="no site"):
         label_units(run, Pictures(IMAGES), TEXTS, CONCEPTS, sites=["blocks.9.mlp.hook_post"])
+
+
+def test_heads_are_named_by_what_they_write_and_by_what_needs_them(tmp_path: Path) -> None:
+    like = (IMAGES @ TEXTS.T).numpy()
+    arrays = study_arrays(N_IMAGES, 1, 2)
+    arrays["cost_zero"][:, 0, 1] = arrays["cost"] + like[:, 4]
+    run = studied_run(tmp_path / "run", arrays)
+    table = label_heads(run, Pictures(IMAGES), TEXTS, CONCEPTS, n_draws=200)
+    assert list(table.columns) == list(HEAD_LABELS)
+    assert set(table["by"]) == {"norm", "importance"}
+    best = table[table["rank"] == 1].set_index(["by", "layer", "head"])
+    assert best.loc[("importance", 0, 1), "concept"] == "concept 4"
+    assert best.loc[("importance", 0, 1), "named"]
+    assert best.loc[("importance", 0, 1), "auroc"] > 0.9
+    assert not best.loc[("importance", 0, 0), "named"]

@@ -152,13 +152,15 @@ def label_heads(
     """
     by = method_of(method)
     require_fit(run, pictures, texts, concepts)
-    layers, n_heads = run.heads["layer"].to_numpy(), run.heads.sizes["head"]
     tables = []
     for answers in read_head_answers(run, n_exemplars=by.n_exemplars):
         asked, what = _asked(answers, pictures, texts, by, "images")
         table = name(by, asked, top=top, n_draws=n_draws, chunk=chunk, seed=seed)
-        layer, head = np.divmod(table["unit"].to_numpy(), n_heads)
-        tables.append(table.assign(layer=layers[layer], head=head, by=answers.site, seen=what))
+        of = run.heads if answers.site == "norm" else run.gates  # which may know other layers
+        layer, head = np.divmod(table["unit"].to_numpy(), of.sizes["head"])
+        tables.append(
+            table.assign(layer=of["layer"].to_numpy()[layer], head=head, by=answers.site, seen=what)
+        )
     found = pd.concat(tables, ignore_index=True)
     return finish(found, concepts, rate, ["layer", "head", "by"])[list(HEAD_LABELS)]
 

@@ -1,4 +1,8 @@
-"""What soft-WPMI costs against CLIP-Dissect's formulation (Oikarinen and Weng 2023) holds the softmax [image, concept] and, unit
+"""What soft-WPMI costs against CLIP-Dissect's formulation, on the same tensors in one run.
+
+    python tests/benchmarks/bench_describe.py [--units 3072] [--images 10000] [--concepts 20000]
+
+CLIP-Dissect's formulation (Oikarinen and Weng 2023) holds the softmax [image, concept] and, unit
 by unit, the logs of [exemplar, concept]; it is timed on a share of the units, `--share`, and its
 time multiplied. What the scores of all units would add to its memory is left out. Each runs in a
 process of its own, whose peak memory is told. With `--large` ours runs at 50,000 images, 20,000

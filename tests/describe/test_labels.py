@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_run import Activations, PlainSource, write_run
-from studied_run import study_arrays, studied_run
+from studied_run import studied_run, study_arrays
 from torch import Tensor
 
 from polysem.describe.answers import read_answers
@@ -112,14 +112,14 @@ def test_what_does_not_belong_together_is_refused(run: Run) -> None:
 
 def test_heads_are_named_by_what_they_write_and_by_what_needs_them(tmp_path: Path) -> None:
     like = (IMAGES @ TEXTS.T).numpy()
-    arrays = study_arrays(N_IMAGES, 1, 2)
-    arrays["cost_zero"][:, 0, 1] = arrays["cost"] + like[:, 4]
+    arrays = study_arrays(N_IMAGES, 2, 2)
+    arrays["cost_zero"][:, 1, 1] = arrays["cost"] + like[:, 4]
     run = studied_run(tmp_path / "run", arrays)
     table = label_heads(run, Pictures(IMAGES), TEXTS, CONCEPTS, n_draws=200)
     assert list(table.columns) == list(HEAD_LABELS)
     assert set(table["by"]) == {"norm", "importance"}
     best = table[table["rank"] == 1].set_index(["by", "layer", "head"])
-    assert best.loc[("importance", 0, 1), "concept"] == "concept 4"
-    assert best.loc[("importance", 0, 1), "named"]
-    assert best.loc[("importance", 0, 1), "auroc"] > 0.9
+    assert best.loc[("importance", 1, 1), "concept"] == "concept 4"
+    assert best.loc[("importance", 1, 1), "named"]
+    assert best.loc[("importance", 1, 1), "auroc"] > 0.9
     assert not best.loc[("importance", 0, 0), "named"]

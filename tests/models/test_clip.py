@@ -118,7 +118,9 @@ def test_a_missing_download_says_what_to_do(spec: str, monkeypatch: pytest.Monke
     level = logging.getLogger().level
     monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
     monkeypatch.setattr(open_clip.factory, "_get_hf_config", offline)
-    with pytest.raises(MissingError, match=r"no route to host.*name the file: (ViT-B-32|ARCH):FILE"):
+    with pytest.raises(
+        MissingError, match=r"no route to host.*name the file: (ViT-B-32|ARCH):FILE"
+    ):
         load_clip(spec)
     assert logging.getLogger().level == level
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 from small_probe import Noise, models
 
@@ -18,6 +19,7 @@ from polysem.probe.bootstrap import poisson_weights
 from polysem.probe.crops import crop_box, embed_crops, places_of
 from polysem.probe.embed import embed
 from polysem.probe.probe import probe
+from polysem.store.additions import add_arrays
 from polysem.store.run import Run
 
 

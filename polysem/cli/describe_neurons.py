@@ -135,8 +135,8 @@ def _tell_of_parts(names: Names, rate: float) -> None:
 
 def _write(run: Run, names: Names) -> list[Path]:
     """Write tables as CSV and Markdown beside the parquet files, and return all files."""
-    from polysem.cli.tables import save_table, save_text
     from polysem.report.names import labels_markdown
+    from polysem.store.tables import save_table, save_text
 
     folder = run.path / "tables"
     tables = {"labels": names.labels, "facet_labels": names.facets, "head_labels": names.heads}

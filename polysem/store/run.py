@@ -13,7 +13,7 @@ import xarray as xr
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
 from polysem.store.schema import FORMAT
 
-__all__ = ["Run", "read_manifest"]
+__all__ = ["Run", "read_manifest", "read_parquet"]
 
 
 class Run:
@@ -67,7 +67,7 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """One row an image: image (index in the data), key, label, prediction, loss, correct."""
-        return _read_parquet(self._part("images.parquet"))
+        return read_parquet(self._part("images.parquet"))
 
     @property
     def classes(self) -> list[str] | None:
@@ -185,6 +185,25 @@ class Run:
             )
         return _open(self.path / f"{name}.zarr", site)
 
+    @property
+    def facet_directions(self) -> xr.DataArray:
+        """What the facets of ``tables/facet_clusters.parquet`` were compared by [row, dim], lazily.
+
+        Directions of length 1 from the mean of all embeddings.
+
+        Raises
+        ------
+        RunError
+            If there are none.
+        """
+        store = self.path / "facet_clusters.zarr"
+        if not store.is_dir():
+            raise RunError(
+                f"{self.path} has no clusters of facets; make them with polysem clusters "
+                f"{self.path} --of facets"
+            )
+        return _open(store, None)["direction"]
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 
@@ -200,7 +219,7 @@ class Run:
                 f"this run has no table {name!r}{did_you_mean(name, known)}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return _read_parquet(file)
+        return read_parquet(file)
 
     def contributions(self, site: str) -> xr.Dataset:
         """Return the contribution maps of a site's exemplars, lazily.
@@ -263,7 +282,8 @@ def _open(store: Path, group: str | None) -> xr.Dataset:
     return found
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
+def read_parquet(file: Path) -> pd.DataFrame:
+    """Return a table; RunError if it is damaged."""
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError):  # what pyarrow raises of a damaged file is a ValueError

@@ -27,9 +27,8 @@ def test_drawn_shapes_are_named_by_the_clip_that_ships(
     assert (code, err) == (0, "")
     assert "among 157 concepts" in out
     assert "note:" not in out
-    assert (
-        str(shipped_file("models", "shapes_clip")) in Run.open(run).clip_embeddings.attrs["encoder"]
-    )
+    made_by = Run.open(run).clip_embeddings.attrs["encoder"]
+    assert str(shipped_file("models", "shapes_clip")) in made_by
 
 
 def test_photographs_are_not_left_to_it_unsaid(

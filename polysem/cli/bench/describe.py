@@ -31,9 +31,10 @@ def bench_describe(
     Example: [bold]polysem bench describe --out runs/names[/bold]
     """
     from polysem.cli.bench.names import names_benchmark
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.data.shipped import shipped_file
     from polysem.describe.defaults import default_clip
+    from polysem.store.tables import save_table
 
     network = model or str(shipped_file("models", "shapes_micro_vit.safetensors"))
     table, units, notes = names_benchmark(

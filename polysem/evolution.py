@@ -220,7 +220,7 @@ def _name(
         for run in lacking:
             add_arrays(run, "clip_embeddings", arrays)
     for run in runs.values():
-        describe_neurons(run, clip, concepts=words, progress=progress)
+        describe_neurons(run, clip, concepts=words, seen="images", progress=progress)
 
 
 def _is_embedded(run: Run, encoder: Encoder) -> bool:

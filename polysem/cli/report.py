@@ -1,16 +1,17 @@
-"""``polysem report``: a site of one or more runs that opens from its folder."""
+"""``polysem report``: one or more runs as a site that opens from its folder, or as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from polysem.errors import SpecError
 
 if TYPE_CHECKING:
+    from polysem.report.site.write import Form
     from polysem.store.run import Run
 
 
@@ -22,7 +23,13 @@ def report(
             metavar="RUN [RUN …]",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the site.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    form: Annotated[
+        Literal["html", "md", "both"],
+        typer.Option(
+            "--format", help="A site (html), one Markdown file with pictures (md), or both."
+        ),
+    ] = "html",
     data: Annotated[
         list[str] | None,
         typer.Option(help="Where the images are, if they have moved; one for each run."),
@@ -30,12 +37,12 @@ def report(
     exemplars: Annotated[
         int, typer.Option(help="Exemplars of each tail of a unit.", min=1, max=32)
     ] = 9,
-    title: Annotated[str | None, typer.Option(help="Title of the site.")] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the report that is there.")
     ] = False,
 ) -> None:
-    """Write a site of one or more runs: static pages that open offline, from their folder.
+    """Write the report of one or more runs: pages that open offline from their folder, or Markdown.
 
     What a run does not hold yet is left out, with a line that says which command would add it.
     Folders that polysem compare, evolve and explain wrote are shown too if they are named.
@@ -43,7 +50,7 @@ def report(
     Example: [bold]polysem report runs/a --out report[/bold]
     """
     page = write_report(
-        runs, out, data=data, n_exemplars=exemplars, title=title, overwrite=overwrite
+        runs, out, form=form, data=data, n_exemplars=exemplars, title=title, overwrite=overwrite
     )
     size = sum(file.stat().st_size for file in page.parent.rglob("*") if file.is_file())
     print(f"wrote {page.parent}, {size / 1e6:,.1f} MB; open {page.absolute().as_uri()}")
@@ -53,13 +60,14 @@ def write_report(
     runs: Sequence[Run | str | Path] | Run | str | Path,
     out: str | Path,
     *,
+    form: Form = "html",
     data: Sequence[str] | None = None,
     n_exemplars: int = 9,
     title: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write a static site of one or more runs, and return its first page.
+    """Write the report of one or more runs, and return its first page.
 
     Parameters
     ----------
@@ -67,6 +75,8 @@ def write_report(
         Paths may also be folders that ``polysem compare``, ``evolve`` and ``explain`` wrote.
     out : str or Path
         Folder, which appears when it is whole.
+    form : {"html", "md", "both"}, default "html"
+        A static site, one Markdown file (``README.md``) with pictures, or both.
     data : sequence of str, optional
         Where the images of each run are, if they have moved.
     n_exemplars : int, default 9
@@ -109,6 +119,7 @@ def write_report(
             images,
             place,
             extras=extras,
+            form=form,
             n_exemplars=n_exemplars,
             title=title,
             on_step=move,

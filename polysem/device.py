@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from polysem.errors import SpecError
+from polysem.launch import launched
 
 __all__ = ["choose_device"]
 
@@ -12,11 +13,19 @@ __all__ = ["choose_device"]
 def choose_device(name: str) -> torch.device:
     """Return the device that a name means: auto (a GPU if there is one), cpu, cuda, cuda:N.
 
+    Of several processes that were started together each gets a GPU of its own.
+
     Raises
     ------
     SpecError
-        If there is no such device here, or it lacks float64, which statistics need.
+        If there is no such device here, or it lacks float64, which statistics need; or if one
+        was named where each process has its own.
     """
+    launch = launched()
+    if launch.count > 1 and ":" in name:
+        raise SpecError(f"each process takes a GPU of its own: give cuda or auto, not {name!r}")
+    if name in ("auto", "cuda") and torch.cuda.is_available() and launch.count > 1:
+        return torch.device("cuda", launch.local % torch.cuda.device_count())
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,7 +6,6 @@ plainly it runs alone, on the device it was given.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from polysem.device import choose_device
-from polysem.errors import SpecError
+from polysem.launch import launched
 
-__all__ = ["Processes", "is_first_process", "processes"]
+__all__ = ["Processes", "processes"]
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,7 @@ def processes(device: str) -> Iterator[Processes]:
     SpecError
         If there is no such device, or one was named where each process has its own.
     """
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if not alone and ":" in device:
-        raise SpecError(f"each process takes a GPU of its own: give cuda or auto, not {device!r}")
+    alone = launched().count == 1
     chosen = choose_device(device)
     already = is_initialized()
     accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="no")
@@ -123,8 +120,3 @@ def processes(device: str) -> Iterator[Processes]:
         if not already:  # the next training may choose another device
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
-
-
-def is_first_process() -> bool:
-    """Return whether this process is the one that prints, before it has met the others."""
-    return os.environ.get("RANK", "0") == "0"

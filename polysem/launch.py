@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from polysem.errors import SpecError
 
-__all__ = ["Launch", "launched"]
+__all__ = ["Launch", "forget_the_others", "launched"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ def launched() -> Launch:
     if not 0 <= number < count:
         raise SpecError(f"RANK is {number} of WORLD_SIZE {count}; it runs from 0 to one below")
     return Launch(number, count, local)
+
+
+def forget_the_others() -> None:
+    """Make this process work alone from now on, for what cannot be shared."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def _whole(name: str, default: int) -> int:

@@ -6,10 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 
 def together(*words: object, count: int = 2, code: int = 0) -> list[str]:
-    """Run ``polysem WORDS`` in so many processes; return what each prints, both streams if it fails.
+    """Run ``polysem WORDS`` in so many processes and return what each prints.
 
     All must end with the exit code `code`.
     """
@@ -26,9 +27,14 @@ def together(*words: object, count: int = 2, code: int = 0) -> list[str]:
         )
         for rank in range(count)
     ]  # fmt: skip
+    while any(process.poll() is None for process in started):
+        if any(process.poll() not in (None, code) for process in started):
+            for process in started:  # as a launcher does: the others would wait
+                process.kill()
+        time.sleep(0.1)
     said = []
     for process in started:
-        out_text, err_text = process.communicate(timeout=300)
+        out_text, err_text = process.communicate()
         assert process.returncode == code, err_text
         said.append(out_text + (err_text if code else ""))
     return said

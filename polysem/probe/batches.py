@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from polysem.data.dataset import ImageData
 from polysem.errors import DataError, ImageError, PolysemError
 
-__all__ = ["Decoded", "batches"]
+__all__ = ["Decoded", "batches", "reading_errors"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def batches(
 
     Raises
     ------
-    DataError
-        If the data are gone or damaged as a whole, or a reading process was ended from outside.
+    PolysemError
+        If the data are gone or damaged as a whole. See also `reading_errors`.
     """
     loader = DataLoader(
         _Readable(source, transform, other),
@@ -88,7 +89,7 @@ def batches(
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # the global random state is the user's
     )
-    for decoded in _in_words(loader, source.name):
+    for decoded in _ended_in_time(loader):
         if isinstance(decoded, PolysemError):
             raise decoded
         if strict and decoded.skipped:
@@ -104,10 +105,17 @@ def batches(
         yield decoded
 
 
-def _in_words(loader: Iterable[Any], name: str) -> Iterator[Any]:
-    """Yield what a loader does; a worker that dies ends it with a sentence."""
+@contextmanager
+def reading_errors(name: str) -> Iterator[None]:
+    """Put in words that a process which reads images has died: torch raises it anywhere inside.
+
+    Raises
+    ------
+    DataError
+        If one was ended from outside.
+    """
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if not re.search(r"DataLoader worker .*(killed|exited)", str(error)):
             raise
@@ -115,6 +123,16 @@ def _in_words(loader: Iterable[Any], name: str) -> Iterator[Any]:
             f"a process that reads images of {name} was ended from outside, most often for want "
             "of memory; try fewer --workers, or none"
         ) from None
+
+
+def _ended_in_time(loader: Iterable[Any]) -> Iterator[Any]:
+    """Yield what a loader does; its workers end with it, not when the last reference goes."""
+    found = iter(loader)
+    try:
+        yield from found
+    finally:
+        if hasattr(found, "_shutdown_workers"):
+            found._shutdown_workers()
 
 
 class _Readable(Dataset[Any]):

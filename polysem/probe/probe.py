@@ -20,7 +20,7 @@ from polysem.launch import launched
 from polysem.models.encoder import Encoder, load_encoder
 from polysem.models.load import LoadedModel, load_model
 from polysem.probe.assemble import assemble
-from polysem.probe.batches import batches
+from polysem.probe.batches import batches, reading_errors
 from polysem.probe.recorder import Precision, Recorder
 from polysem.progress import progress_bar
 from polysem.store.journal import Journal
@@ -206,6 +206,7 @@ def _record(
     pace = _Pace(commit_every)
     with (
         interrupt_flag() as interrupted,
+        reading_errors(source.name),
         recorder.recording(),
         progress_bar(show=progress and launch.first) as move,
     ):

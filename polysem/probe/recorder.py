@@ -240,6 +240,7 @@ class Recorder:
         self.n_images, self.n_batches = facts["n_images"], facts["n_batches"]
         self.skipped, self.notes = list(facts["skipped"]), list(facts["notes"])
 
+    @torch.inference_mode()
     def merge(self, saved: Saved) -> None:
         """Add what the recorder of another process has committed of its share."""
         for name, recorder in self.sites.items():

@@ -268,6 +268,7 @@ class Journal:
         old = self.run_folder.with_name("run-old")
         if old.is_dir() and not self.out.exists():  # killed between the last two renames
             os.replace(old, self.out)
+            check_free(self.out, self.overwrite)
         before = self._read_config()
         if before == self.config:
             return
@@ -340,7 +341,7 @@ class Journal:
     def _state(self, number: int) -> Iterator[Any]:
         file = self._folder(number) / "state.npz"
         try:
-            with np.load(file, allow_pickle=False) as kept:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
                 yield kept
         except FileNotFoundError:
             yield None
@@ -350,17 +351,17 @@ class Journal:
             ) from None
 
     def _wait_for(
-        self, number: int, happened: Callable[[], bool], *, patience: float = _ABSENCE_S
+        self, number: int, happened: Callable[[], bool], *, patience: float | None = None
     ) -> None:
         """Wait while a process lives, and for so many seconds while it does not."""
-        seen = time.monotonic()
+        patience, seen = _ABSENCE_S if patience is None else patience, time.monotonic()
         while not happened():
             if Lock(self._lock_file(number)).taken_by_another:
                 seen = time.monotonic()
             elif time.monotonic() - seen > patience:
                 raise RunError(
                     f"process {number} of {self.launch.count} is not there (any more); start all "
-                    "of them again: what is done is kept"
+                    "of them again"
                 )
             time.sleep(_POLL_S)
 

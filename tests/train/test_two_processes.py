@@ -37,7 +37,7 @@ def test_two_processes_train_what_one_trains(
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    for alone, together in zip(*logs, strict=True):
-        assert alone["train_loss"] == pytest.approx(together["train_loss"], rel=1e-4)
-        assert alone["test_loss"] == pytest.approx(together["test_loss"], rel=1e-4)
+    for alone, both in zip(*logs, strict=True):
+        assert alone["train_loss"] == pytest.approx(both["train_loss"], rel=1e-4)
+        assert alone["test_loss"] == pytest.approx(both["test_loss"], rel=1e-4)
     assert "2 processes of 1 thread" in (tmp_path / "two" / "README.md").read_text("utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from polysem.cli.bench.explain import bench_explain
+from polysem.cli.bench.faults import bench_faults
 from polysem.cli.bench.heads import bench_heads
 from polysem.cli.bench.lipschitz import bench_lipschitz
 from polysem.cli.bench.monosemanticity import bench_monosemanticity
@@ -19,6 +20,7 @@ bench = typer.Typer(
     no_args_is_help=True,
 )
 bench.command("explain")(bench_explain)
+bench.command("faults")(bench_faults)
 bench.command("heads")(bench_heads)
 bench.command("lipschitz")(bench_lipschitz)
 bench.command("monosemanticity")(bench_monosemanticity)

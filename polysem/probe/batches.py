@@ -116,8 +116,9 @@ def reading_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not re.search(r"DataLoader worker .*(killed|exited)", str(error)):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        told = re.search(r"DataLoader worker .*(killed|exited)", str(error))
+        if isinstance(error, RuntimeError) and not told:
             raise
         raise DataError(
             f"a process that reads images of {name} was ended from outside, most often for want "

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from polysem.data.dataset import ImageData
 from polysem.data.shipped import shipped_file
 from polysem.data.sources import load_data
 from polysem.models.load import LoadedModel, load_model
+from polysem.probe.forked import start_forked
 from polysem.probe.probe import probe
 
-__all__ = ["MEANINGS", "bench_faults", "digest"]
+__all__ = ["MEANINGS", "bench_faults", "digest", "images_kept"]
 
 #: What the columns of the table hold.
 MEANINGS: Mapping[str, str] = {
@@ -79,7 +77,7 @@ def bench_faults(
         for trial in range(trials):
             out, killed_at = root / f"trial-{trial}", float(draws.uniform(0, whole_s))
             _in_process(loaded, source, out, kill_after=killed_at)
-            resumed = np.nan if out.exists() else _kept(out)
+            resumed = np.nan if out.exists() else images_kept(out)
             if not out.exists():
                 _in_process(loaded, source, out)
             leftovers = [p.name for p in root.iterdir() if p.name.startswith(f".{out.name}.")]
@@ -109,8 +107,8 @@ def digest(run: Path) -> dict[str, str]:
     return found
 
 
-def _kept(out: Path) -> int:
-    """Return how many images a killed probe has kept."""
+def images_kept(out: Path) -> int:
+    """Return how many images an unfinished probe has kept."""
     try:
         with np.load(out.with_name(f".{out.name}.partial") / "process-0" / "state.npz") as state:
             return int(json.loads(state["told"].tobytes())["facts"]["n_images"])
@@ -122,12 +120,7 @@ def _in_process(
     loaded: LoadedModel, source: ImageData, out: Path, *, kill_after: float | None = None
 ) -> None:
     """Probe in a process of its own, which shares all that is loaded here, and maybe kill it."""
-    process = multiprocessing.get_context("fork").Process(
-        target=_probe, args=(loaded, source, out), daemon=True
-    )
-    with warnings.catch_warnings():  # Python would rather not fork beside threads; none is needed
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process.start()
+    process = start_forked(_probe, loaded, source, out)
     process.join(kill_after)
     if kill_after is not None and process.pid is not None and process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
@@ -137,7 +130,6 @@ def _in_process(
 
 
 def _probe(loaded: LoadedModel, source: ImageData, out: Path) -> None:
-    torch.set_num_threads(1)  # threads do not survive a fork
     options: dict[str, Any] = {"pooled": True, "patterns": True, "smoothing": True}
     probe(
         loaded, source, out=out, embed="model", bootstrap=4, batch_size=16, sample=64,

@@ -11,6 +11,7 @@ from polysem.cli.bench.lipschitz import bench_lipschitz
 from polysem.cli.bench.monosemanticity import bench_monosemanticity
 from polysem.cli.bench.polysemanticity import bench_polysemanticity
 from polysem.cli.bench.probe import bench_probe
+from polysem.cli.bench.scaling import bench_scaling
 from polysem.cli.bench.soak import bench_soak
 from polysem.cli.bench.train import bench_train
 
@@ -27,5 +28,6 @@ bench.command("lipschitz")(bench_lipschitz)
 bench.command("monosemanticity")(bench_monosemanticity)
 bench.command("polysemanticity")(bench_polysemanticity)
 bench.command("probe")(bench_probe)
+bench.command("scaling")(bench_scaling)
 bench.command("soak")(bench_soak)
 bench.command("train")(bench_train)

@@ -1,7 +1,8 @@
-"""One process or many: what `accelerate` needs to know, and what the loop asks of it.
+"""One process or many: what `accelerate` needs to know, and what is asked of it.
 
-Started by ``accelerate launch`` (or torchrun) a training finds its companions by itself; started
-plainly it runs alone, on the device it was given.
+Started by ``accelerate launch`` (or torchrun) long work finds its companions by itself; started
+plainly it runs alone, on the device it was given. (A probe needs no `accelerate`: its processes
+meet on the disk, see `polysem.store.journal`.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["Processes", "processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a training, seen from one of them.
+    """The processes of one piece of work, seen from one of them.
 
     Attributes
     ----------
@@ -38,7 +39,7 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """How many processes train together."""
+        """How many processes work together."""
         return int(self.accelerator.num_processes)
 
     @property

@@ -55,7 +55,7 @@ def slopes(table: pd.DataFrame) -> pd.DataFrame:
 @styled
 def scaling_figure(table: pd.DataFrame) -> Figure:
     """Draw each cost against what grows, with the fitted slope."""
-    sheet = page(WIDTH, 3.65)
+    sheet = page(WIDTH, 3.45)
     write_title(sheet, "What a probe costs", "logarithmic axes; lines are fits, with their slope")
     fitted = slopes(table).set_index(["axis", "cost"])["slope"]
     width = (INNER - 3 * 0.3) / 4
@@ -64,9 +64,9 @@ def scaling_figure(table: pd.DataFrame) -> Figure:
         if lines.empty:
             continue
         left = MARGIN + i * (width + 0.3)
-        write(sheet, left, 0.98, {"top_k": "exemplars per unit"}.get(axis, axis), size=8,
+        write(sheet, left, 0.78, {"top_k": "exemplars per unit"}.get(axis, axis), size=8,
               weight="bold")  # fmt: skip
-        axes = panel(sheet, left + 0.25, 1.1, width - 0.25, 1.95)
+        axes = panel(sheet, left + 0.25, 0.9, width - 0.25, 1.95)
         for cost, label in costs.items():
             _draw(axes, lines[axis].to_numpy(float), lines[cost].to_numpy(float), label,
                   _COLOURS[cost], float(fitted.get((axis, cost), np.nan)))  # fmt: skip
@@ -76,11 +76,14 @@ def scaling_figure(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_locator(FixedLocator(lines[axis].tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.tick_params(axis="y", labelsize=6)
         axes.tick_params(axis="x", labelsize=6, rotation=30 if axis in ("images", "units") else 0)
         axes.grid(color=LIGHT, linewidth=0.4)
         axes.legend(loc="upper left", fontsize=6, frameon=False)
     note = "The first three: one site of signed units and 49 tokens. Processes: a whole probe."
-    write_notes(sheet, 3.5, [note])
+    write_notes(sheet, 3.3, [note])
     return figure_of(sheet)
 
 

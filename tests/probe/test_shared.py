@@ -17,6 +17,7 @@ from together import together
 from polysem.data.shipped import shipped_file
 from polysem.errors import MissingError, RunError, SpecError
 from polysem.launch import Launch, launched
+from polysem.probe.embed import embed
 from polysem.probe.probe import probe
 from polysem.store import journal
 from polysem.store.run import Run
@@ -110,3 +111,24 @@ def test_more_processes_than_batches(tmp_path: Path) -> None:
              "shapes:test?n=9&size=32", "--out", tmp_path / "run", "--device", "cpu"]  # fmt: skip
     together("probe", *words)
     assert Run.open(tmp_path / "run").manifest["n_images"] == 9
+
+
+def test_two_processes_embed_what_one_embeds(tmp_path: Path) -> None:
+    model = shipped_file("models", "cifar10_cpu_vit.safetensors")
+    run = probe(model, "shapes:test?n=40&size=32", out=tmp_path / "run", sites="hook_pooled")
+    said = together("embed", run.path, "--device", "cpu", "--batch-size", 8)
+    assert "embedded, 40 images" in said[0]
+    assert said[1] == ""
+    together_ = run.embeddings.to_numpy()
+    assert list(embed(run, batch_size=8, overwrite=True).values()) == ["embedded"]
+    np.testing.assert_array_equal(run.embeddings, together_)
+
+
+def test_what_cannot_be_shared_is_done_once(tmp_path: Path) -> None:
+    words = ["heads", "--model", shipped_file("models", "cifar10_cpu_vit.safetensors"), "--data",
+             "shapes:test?n=6&size=32", "--out", tmp_path / "run", "--limit", 4,
+             "--exact-pairs", 2, "--draws", 1, "--device", "cpu"]  # fmt: skip
+    said = together(*words)
+    assert "wrote" in said[0]
+    assert said[1] == ""
+    assert Run.open(tmp_path / "run").gates.sizes["image"] == 4

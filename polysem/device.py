@@ -7,7 +7,7 @@ import torch
 from polysem.errors import SpecError
 from polysem.launch import launched
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "own_device"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -18,12 +18,9 @@ def choose_device(name: str) -> torch.device:
     Raises
     ------
     SpecError
-        If there is no such device here, or it lacks float64, which statistics need; or if one
-        was named where each process has its own.
+        If there is no such device here, or it lacks float64, which statistics need.
     """
     launch = launched()
-    if launch.count > 1 and ":" in name:
-        raise SpecError(f"each process takes a GPU of its own: give cuda or auto, not {name!r}")
     if name in ("auto", "cuda") and torch.cuda.is_available() and launch.count > 1:
         return torch.device("cuda", launch.local % torch.cuda.device_count())
     if name == "auto":
@@ -35,3 +32,16 @@ def choose_device(name: str) -> torch.device:
         # torch asserts that CUDA was compiled in; Apple's GPUs have no float64
         raise SpecError(f"device {name!r} cannot be used here; use auto, cpu or cuda") from None
     return device
+
+
+def own_device(name: str) -> torch.device:
+    """Return the same for work that processes share: each takes a GPU of its own.
+
+    Raises
+    ------
+    SpecError
+        As `choose_device`, or if several processes would take one GPU.
+    """
+    if launched().count > 1 and ":" in name:
+        raise SpecError(f"each process takes a GPU of its own: give cuda or auto, not {name!r}")
+    return choose_device(name)

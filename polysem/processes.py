@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +18,11 @@ from accelerate.state import AcceleratorState, GradientState, is_initialized
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from polysem.device import choose_device
-from polysem.launch import launched
+from polysem.device import own_device
 
 __all__ = ["Processes", "processes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class Processes:
         joined: Tensor = self.accelerator.gather(rows)
         return joined
 
-    def collect(self, value: Tensor) -> list[Tensor]:
-        """Return one tensor of each process, on the CPU."""
+    def collect(self, value: T) -> list[T]:
+        """Return what each process gives, in their order; tensors have to be on the CPU."""
         if self.count == 1:
             return [value]
-        collected: list[Tensor] = gather_object([value])
+        collected: list[T] = gather_object([value])
         return collected
 
     def wait(self) -> None:
@@ -103,7 +105,7 @@ def processes(device: str) -> Iterator[Processes]:
     Parameters
     ----------
     device : str
-        As for `choose_device`. Of several processes on GPUs each takes its own, so that one
+        As for `own_device`. Of several processes on GPUs each takes its own, so that one
         cannot be named.
 
     Raises
@@ -111,12 +113,11 @@ def processes(device: str) -> Iterator[Processes]:
     SpecError
         If there is no such device, or one was named where each process has its own.
     """
-    alone = launched().count == 1
-    chosen = choose_device(device)
+    chosen = own_device(device)
     already = is_initialized()
     accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="no")
     try:
-        yield Processes(chosen if alone else accelerator.device, accelerator)
+        yield Processes(chosen, accelerator)
     finally:
         if not already:  # the next training may choose another device
             AcceleratorState._reset_state(reset_partial_state=True)

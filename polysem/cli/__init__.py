@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 #: Commands whose work several processes share; of all others the first process does all.
-_SHARED = ("embed", "probe", "train")
+_SHARED = ("embed", "heads", "probe", "train")
 
 
 @app.callback()

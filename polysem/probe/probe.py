@@ -13,7 +13,7 @@ import torch
 
 from polysem.data.dataset import ImageData
 from polysem.data.sources import load_data
-from polysem.device import choose_device
+from polysem.device import own_device
 from polysem.errors import DataError, SpecError
 from polysem.interrupt import interrupt_flag
 from polysem.launch import launched
@@ -127,7 +127,7 @@ def probe(
     if bootstrap is not None and (bootstrap < 0 or bootstrap == 1):
         raise SpecError(f"bootstrap must be 0, or at least 2 replicates, not {bootstrap}")
     launch = launched()
-    place = choose_device(device)
+    place = own_device(device)
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
     source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
     if not len(source):

@@ -18,6 +18,7 @@ from polysem.data.shipped import shipped_file
 from polysem.errors import MissingError, RunError, SpecError
 from polysem.launch import Launch, launched
 from polysem.probe.embed import embed
+from polysem.probe.heads import heads
 from polysem.probe.probe import probe
 from polysem.store import journal
 from polysem.store.run import Run
@@ -124,11 +125,22 @@ def test_two_processes_embed_what_one_embeds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.embeddings, together_)
 
 
-def test_what_cannot_be_shared_is_done_once(tmp_path: Path) -> None:
-    words = ["heads", "--model", shipped_file("models", "cifar10_cpu_vit.safetensors"), "--data",
-             "shapes:test?n=6&size=32", "--out", tmp_path / "run", "--limit", 4,
-             "--exact-pairs", 2, "--draws", 1, "--device", "cpu"]  # fmt: skip
-    said = together(*words)
+def test_two_processes_study_the_heads_that_one_studies(tmp_path: Path) -> None:
+    model = shipped_file("models", "cifar10_cpu_vit.safetensors")
+    data = "shapes:test?n=9&size=32"
+    words = ["--model", model, "--data", data, "--limit", 6, "--exact-pairs", 2, "--draws", 1,
+             "--batch-size", 2, "--device", "cpu", "--no-pictures"]  # fmt: skip
+    said = together("heads", *words, "--out", tmp_path / "two")
     assert "wrote" in said[0]
     assert said[1] == ""
-    assert Run.open(tmp_path / "run").gates.sizes["image"] == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["two"]
+    one = heads(
+        model, data, out=tmp_path / "one", limit=6, exact_pairs=2, draws=1, batch_size=2
+    ).gates  # fmt: skip
+    xr.testing.assert_equal(one.load(), Run.open(tmp_path / "two").gates.load())
+
+
+def test_what_cannot_be_shared_is_done_once(tmp_path: Path) -> None:
+    said = together("polysemanticity", probe(models()["cls"](), Noise(), out=tmp_path / "run").path)
+    assert said[0]
+    assert said[1] == ""

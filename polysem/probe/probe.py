@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,13 @@ from polysem.launch import launched
 from polysem.models.encoder import Encoder, load_encoder
 from polysem.models.load import LoadedModel, load_model
 from polysem.probe.assemble import assemble
-from polysem.probe.batches import batches, reading_errors
+from polysem.probe.batches import Decoded, batches, reading_errors
 from polysem.probe.recorder import Precision, Recorder
 from polysem.progress import progress_bar
 from polysem.store.journal import Journal
 from polysem.store.run import Run
 
-__all__ = ["probe"]
+__all__ = ["encoder_from", "probe", "record"]
 
 
 def probe(
@@ -134,7 +134,7 @@ def probe(
         raise DataError(f"{source.name} holds no images")
     recorder = Recorder(
         loaded, source, sites=sites, top_k=top_k, pooled=pooled, patterns=patterns,
-        sample=sample, device=place, precision=precision, embed=_encoder(embed, place),
+        sample=sample, device=place, precision=precision, embed=encoder_from(embed, place),
         bootstrap=(20 if embed else 0) if bootstrap is None else bootstrap,
         smoothing=smoothing,
     )  # fmt: skip
@@ -199,34 +199,32 @@ def _record(
         recorder.restore(saved)
         before = saved.facts["seconds"]
     span = range((share.start + recorder.n_batches) * size, min(share.stop * size, len(source)))
-    label = "probe" if launch.count == 1 else f"probe, process 1 of {launch.count}"
+    task = "probe" if launch.count == 1 else f"probe, process 1 of {launch.count}"
     total = min(share.stop * size, len(source)) - share.start * size
     other = recorder.embedder.other_transform if recorder.embedder else None
-    started = time.perf_counter()
     pace = _Pace(commit_every)
-    with (
-        interrupt_flag() as interrupted,
-        reading_errors(source.name),
-        recorder.recording(),
-        progress_bar(show=progress and launch.first) as move,
-    ):
-        for decoded in batches(
-            source, recorder.loaded.transform, size, other=other, workers=reading.workers,
-            pin=reading.pin, strict=reading.strict, span=span,
-        ):  # fmt: skip
-            recorder.update(decoded)
-            move(label, recorder.n_images + len(recorder.skipped), total)
-            if interrupted():
-                break
-            if pace.due():
-                with pace.committing():
-                    recorder.commit(seconds=before + time.perf_counter() - started)
-        seconds = before + time.perf_counter() - started
-        alone = launch.count == 1
-        recorder.commit(seconds=seconds, done=not interrupted()) if not alone else recorder.flush()
-        if interrupted() and not alone:
-            raise KeyboardInterrupt
-        return interrupted(), seconds
+
+    def commit_in_time(seconds: float) -> None:
+        if pace.due():
+            with pace.committing():
+                recorder.commit(seconds=before + seconds)
+
+    decoded = batches(
+        source, recorder.loaded.transform, size, other=other, workers=reading.workers,
+        pin=reading.pin, strict=reading.strict, span=span,
+    )  # fmt: skip
+    interrupted, seconds = record(
+        recorder, decoded, task=task, progress=progress and launch.first, total=total,
+        after=commit_in_time,
+    )  # fmt: skip
+    seconds += before
+    if launch.count == 1:
+        recorder.flush()
+        return interrupted, seconds
+    recorder.commit(seconds=seconds, done=not interrupted)
+    if interrupted:
+        raise KeyboardInterrupt
+    return False, seconds
 
 
 class _Pace:
@@ -247,9 +245,51 @@ class _Pace:
         self._next = ended + (max(self.every, 20 * (ended - started)) if self.every else 0)
 
 
-def _encoder(
+def record(
+    recorder: Recorder,
+    decoded: Iterable[Decoded],
+    *,
+    task: str,
+    progress: bool,
+    total: int | None = None,
+    after: Callable[[float], None] = lambda seconds: None,
+) -> tuple[bool, float]:
+    """Show a recorder all batches, and return whether Ctrl-C ended it early, and the seconds.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    decoded : iterable of Decoded
+    task : str
+        What the progress bar calls it.
+    progress : bool
+        Draw a progress bar if the terminal can.
+    total : int, optional
+        Images there are; all of the data where not given.
+    after : callable
+        Called after each batch with the seconds so far.
+    """
+    total = len(recorder.source) if total is None else total
+    started = time.perf_counter()
+    with (
+        interrupt_flag() as interrupted,
+        reading_errors(recorder.source.name),
+        recorder.recording(),
+        progress_bar(show=progress) as move,
+    ):
+        for batch in decoded:
+            recorder.update(batch)
+            move(task, recorder.n_images + len(recorder.skipped), total)
+            if interrupted():
+                break
+            after(time.perf_counter() - started)
+    return interrupted(), time.perf_counter() - started
+
+
+def encoder_from(
     embed: str | Path | Encoder | None, device: torch.device
 ) -> Encoder | Literal["model"] | None:
+    """Return the encoder that is asked for; ``model`` stands for the probed model's own."""
     if embed is None or isinstance(embed, Encoder):
         return embed
     return "model" if str(embed) == "model" else load_encoder(embed, device=device)

@@ -114,7 +114,7 @@ class Journal:
         self.config = json.loads(
             json.dumps({"journal": _FORMAT, "processes": self.launch.count, **config})
         )
-        self.committed = False
+        self.committed = self._removed = False
         self._facts: dict[str, Any] = {}
         self._lock = Lock(self._lock_file(self.launch.number))
         self._segments = 0
@@ -160,7 +160,7 @@ class Journal:
                 f"; {self._facts.get('n_images', 0):,} images are done and kept: the same "
                 "command goes on from there"
             )
-        if error is not None and not self.committed:
+        if not (self.committed or self._removed):
             shutil.rmtree(self.folder, ignore_errors=True)
             if self.launch.count == 1:
                 shutil.rmtree(self.root, ignore_errors=True)
@@ -238,6 +238,7 @@ class Journal:
     def remove(self) -> None:
         """Take everything away, once the run is in its place."""
         gone = self.root.with_name(f"{self.root.name}-{uuid.uuid4().hex[:8]}")
+        self._removed = True
         os.replace(self.root, gone)  # at once: the others see that all is done
         shutil.rmtree(gone, ignore_errors=True)
 

@@ -13,7 +13,7 @@ import xarray as xr
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
 from polysem.store.schema import FORMAT
 
-__all__ = ["Run", "read_manifest"]
+__all__ = ["Run", "read_manifest", "read_parquet"]
 
 
 class Run:
@@ -67,7 +67,7 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """One row an image: image (index in the data), key, label, prediction, loss, correct."""
-        return _read_parquet(self._part("images.parquet"))
+        return read_parquet(self._part("images.parquet"))
 
     @property
     def classes(self) -> list[str] | None:
@@ -160,12 +160,49 @@ class Run:
         RunError
             If there are none of this site.
         """
-        if not (self.path / "crop_embeddings.zarr" / site).is_dir():
+        return self.crops("crop_embeddings", site)["embedding"]
+
+    def clip_crops(self, site: str) -> xr.Dataset:
+        """Return what a vision-language model saw of the crops where exemplars fired, lazily.
+
+        ``embedding`` as in `crop_embeddings`, and ``background`` [place, dim], of crops at random
+        places of random images.
+
+        Raises
+        ------
+        RunError
+            If there is none of this site.
+        """
+        return self.crops("clip_crops", site)
+
+    def crops(self, name: str, site: str) -> xr.Dataset:
+        """Return embeddings of crops at a site, kept under a name; as above."""
+        if not (self.path / f"{name}.zarr" / site).is_dir():
             raise RunError(
                 f"{self.path} holds no embeddings of crops at {site}; make them with "
-                f"polysem embed {self.path} --crops '{site}'"
+                f"polysem {'describe-neurons' if name == 'clip_crops' else 'embed'} {self.path} "
+                f"--{'sites' if name == 'clip_crops' else 'crops'} '{site}'"
             )
-        return _open(self.path / "crop_embeddings.zarr", site)["embedding"]
+        return _open(self.path / f"{name}.zarr", site)
+
+    @property
+    def facet_directions(self) -> xr.DataArray:
+        """What the facets of ``tables/facet_clusters.parquet`` were compared by [row, dim], lazily.
+
+        Directions of length 1 from the mean of all embeddings.
+
+        Raises
+        ------
+        RunError
+            If there are none.
+        """
+        store = self.path / "facet_clusters.zarr"
+        if not store.is_dir():
+            raise RunError(
+                f"{self.path} has no clusters of facets; make them with polysem clusters "
+                f"{self.path} --of facets"
+            )
+        return _open(store, None)["direction"]
 
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
@@ -182,7 +219,7 @@ class Run:
                 f"this run has no table {name!r}{did_you_mean(name, known)}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return _read_parquet(file)
+        return read_parquet(file)
 
     def contributions(self, site: str) -> xr.Dataset:
         """Return the contribution maps of a site's exemplars, lazily.
@@ -245,7 +282,8 @@ def _open(store: Path, group: str | None) -> xr.Dataset:
     return found
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
+def read_parquet(file: Path) -> pd.DataFrame:
+    """Return a table; RunError if it is damaged."""
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError):  # what pyarrow raises of a damaged file is a ValueError

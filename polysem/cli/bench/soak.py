@@ -19,9 +19,9 @@ def bench_soak(
 
     Example: [bold]polysem bench soak --out runs/soak[/bold]
     """
-    from polysem.cli.tables import save_table
     from polysem.probe.bench_soak import bench_soak as measure
     from polysem.probe.bench_soak import growth
+    from polysem.store.tables import save_table
 
     table, n_done = measure(n_images=images, report=print)
     (file,) = save_table(table, out, "table", endings=(".csv",))

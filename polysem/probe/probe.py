@@ -21,6 +21,7 @@ from polysem.models.encoder import Encoder, load_encoder
 from polysem.models.load import LoadedModel, load_model
 from polysem.probe.assemble import assemble
 from polysem.probe.batches import Decoded, batches, reading_errors
+from polysem.probe.exemplars import MOST_IMAGES
 from polysem.probe.recorder import Precision, Recorder
 from polysem.progress import progress_bar
 from polysem.store.journal import Journal
@@ -132,6 +133,11 @@ def probe(
     source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
     if not len(source):
         raise DataError(f"{source.name} holds no images")
+    if len(source) > MOST_IMAGES:
+        raise DataError(
+            f"{source.name} holds {len(source):,} images, and a probe takes at most "
+            f"{MOST_IMAGES:,}; give a --limit"
+        )
     recorder = Recorder(
         loaded, source, sites=sites, top_k=top_k, pooled=pooled, patterns=patterns,
         sample=sample, device=place, precision=precision, embed=encoder_from(embed, place),

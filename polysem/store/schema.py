@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 __all__ = [
-    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "OLDEST_FORMAT", "QUANTILES", "UNITS", "Variable", "dataset",
-    "ranking_pool",
+    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "OLDEST_FORMAT", "QUANTILES", "UNITS", "Variable",
+    "dataset", "ranking_pool",
 ]  # fmt: skip
 
 #: Version of the run folder's layout; raised when older readers would misread it.

@@ -195,16 +195,10 @@ def jobs_of(study: Study, out: Path, skip: Sequence[str] = ()) -> list[Job]:
                 word for arm in study.arms for word in ("--group", f"{arm}={','.join(runs[arm])}")
             ]
             flat = [run for arm in study.arms for run in runs[arm]]
-            evolved = [
-                str(folder / f"evolution-{arm}")
-                for arm in images.snapshots
-                if any(other.scope == "snapshots" for other in chosen)
-            ]
             all_runs += flat
             common: dict[str, str | list[str]] = {
                 **images.settings, "images": images.name, "folder": str(folder),
             }  # fmt: skip
-            lists = {"groups": groups, "runs": flat, "evolutions": evolved}
             if step.scope == "network":
                 for arm in study.arms:
                     for run, model in zip(runs[arm], images.networks[arm], strict=True):
@@ -215,7 +209,7 @@ def jobs_of(study: Study, out: Path, skip: Sequence[str] = ()) -> list[Job]:
                     places = common | {"snapshots": glob, "arm": arm}
                     add(step, f"{images.name}/{arm}-snapshots", places, [])
             elif step.scope == "images":
-                add(step, images.name, common | lists, [])
+                add(step, images.name, common | {"groups": groups, "runs": flat}, [])
         if step.scope == "study":
             add(step, "", {"runs": all_runs, "out": str(out)}, [])
     return jobs
@@ -226,7 +220,7 @@ def _within(place: str, other: str) -> bool:
 
 
 def _filled(step: Step, places: Mapping[str, str | list[str]]) -> tuple[str, ...]:
-    """Return the words of a command; {groups}, {runs} and {evolutions} are several words."""
+    """Return the words of a command; {groups} and {runs} are several words."""
     words: list[str] = []
     try:
         for word in shlex.split(step.command):

@@ -105,16 +105,20 @@ def bench_soak(
 
 
 def growth(table: pd.DataFrame, n_images: int) -> float:
-    """Return how far memory moved while images were read: largest over smallest, less 1.
+    """Return how far memory moved while images were read, as a share: 0 is flat.
 
-    Of the warm samples of each session by itself, the larger of the two.
+    Of each session by itself, once it is warm: the medians of its tenths, largest over smallest,
+    less 1; the larger of the two sessions. A median leaves out the moments of a commit.
     """
     found = []
     for _, session in table.groupby("session"):
         at = session["images"]
         warm = session[(at > at.min() + _WARM * n_images) & (at < n_images)]
         if len(warm) > 1:
-            found.append(warm["rss_mb"].max() / warm["rss_mb"].min() - 1)
+            done = warm["images"] - warm["images"].min()
+            tenth = (10 * done / max(1, done.max())).astype(int).clip(upper=9)
+            medians = warm["rss_mb"].groupby(tenth).median()
+            found.append(medians.max() / medians.min() - 1)
     return float(max(found, default=float("nan")))
 
 

@@ -260,7 +260,7 @@ def what_would_change(
     for images, table in tables.items():
         accuracy = table[(table["table"] == "images") & (table["measure"] == "accuracy")]
         for row in accuracy.to_dict("records"):
-            if not row["difference_low"] <= 0 <= row["difference_high"]:
+            if row["difference_low"] > 0 or row["difference_high"] < 0:
                 lines.append(
                     f"Accuracy on {images} differs: {row['arm']} {row['value']:.1%}, "
                     f"{row['other']} {row['other_value']:.1%} (difference "

@@ -100,7 +100,8 @@ def test_what_would_change_it_is_in_the_numbers() -> None:
         difference=(-0.1, -0.15, -0.05), table="images", measure="accuracy", site="",
         value=0.5, other_value=0.6,
     )  # fmt: skip
-    tables = {"x": comparison(effect, accuracy)}
+    alike = row(difference=(0.0, NAN, NAN), table="images", measure="accuracy", site="")
+    tables = {"x": comparison(effect, accuracy), "y": comparison(alike)}
     found = findings(tables, [HEADLINE, OTHER], ("a", "b"))
     assert [f.speaks for f in found] == ["for"]
     lines = "\n".join(
@@ -112,6 +113,7 @@ def test_what_would_change_it_is_in_the_numbers() -> None:
     assert "2.0 times as far from 0 as its interval reaches" in lines
     assert "of 2 layers 1 speak for it, 1 against it" in lines
     assert "Accuracy on x differs: a 50.0%, b 60.0%" in lines
+    assert "Accuracy on y" not in lines
     assert "for it speak excess_rank; against it loss" in lines
     table = evidence_table(found, ("a", "b"))
     assert table.loc[0, "delta"] == "−0.400 (−0.500 to −0.200)"

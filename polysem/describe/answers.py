@@ -2,7 +2,8 @@
 
 A name is found on some images and tested on others. With every pooled activation at hand (a probe
 with ``--pooled``) the images are halved; without, names come from the exemplars, and are tested on
-the run's random sample of images less the exemplars of the unit in question.
+the run's random sample of images less the exemplars of the unit in question. Methods that compare
+activations find names on half of that sample and test them on the other.
 
 Heads are units too: by how much they write, or by how much the network needs them.
 """
@@ -23,6 +24,10 @@ from polysem.store.schema import ranking_pool
 
 __all__ = ["Answers", "read_answers", "read_head_answers"]
 
+#: Exemplars are chosen among at least so many images each: units whose exemplars are all images
+#: there are would be called alike.
+_IMAGES_AN_EXEMPLAR = 5
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -38,7 +43,8 @@ class Answers:
     activations : Tensor
         [image, unit] on `found_on`, upwards for either tail.
     tested_on : int64 Tensor
-        [image]: other rows.
+        [image]: other rows than those of the exemplars; `found_on` may be among them, see
+        `less_found`.
     held_out : Tensor
         [image, unit] on `tested_on`, upwards; NaN where an exemplar of the unit is among them.
     ranked : int64 Tensor or None
@@ -56,6 +62,12 @@ class Answers:
     ranked: Tensor | None = None
 
     @property
+    def less_found(self) -> Tensor:
+        """`held_out` without the images that names by activations are found on."""
+        found = torch.isin(self.tested_on, self.found_on)
+        return self.held_out.masked_fill(found[:, None], torch.nan)
+
+    @property
     def less_ranked(self) -> Tensor:
         """`held_out` without the probe's exemplars of each unit either."""
         if self.ranked is None:
@@ -71,7 +83,8 @@ def read_answers(run: Run, site: str, *, n_exemplars: int = 100) -> Iterator[Ans
     run : Run
     site : str
     n_exemplars : int
-        Exemplars per unit where every activation is kept; else as many as the probe ranked.
+        Exemplars per unit where every activation is kept, or a fifth of the images that names are
+        found on if that is fewer; else as many as the probe ranked.
 
     Raises
     ------
@@ -102,7 +115,8 @@ def read_answers(run: Run, site: str, *, n_exemplars: int = 100) -> Iterator[Ans
         sample = torch.from_numpy(row_of[units["sample_image"].values.astype(np.int64)])
         values = sign * torch.from_numpy(units["sample_value"].sel(pool=pool).values)
         held_out = values.masked_fill(_among(sample, ranked), torch.nan)
-        yield Answers(site, tail, ranked, sample, values, sample, held_out, ranked)
+        half, _ = _halves(len(sample))
+        yield Answers(site, tail, ranked, sample[half], values[half], sample, held_out, ranked)
 
 
 def read_head_answers(run: Run, *, n_exemplars: int = 100) -> Iterator[Answers]:
@@ -138,7 +152,8 @@ def _halved(
 ) -> Answers:
     """Return answers from activations [image, unit] of all of some rows."""
     found, tested = _halves(len(values))
-    exemplars = _exemplars(values[found], rows[found], n_exemplars, bounded=bounded)
+    few = min(n_exemplars, max(1, len(found) // _IMAGES_AN_EXEMPLAR))
+    exemplars = _exemplars(values[found], rows[found], few, bounded=bounded)
     return Answers(
         site, tail, exemplars, rows[found], values[found], rows[tested], values[tested], ranked
     )
@@ -164,7 +179,7 @@ def _rows(images: np.ndarray, row_of: np.ndarray) -> np.ndarray:
 
 
 def _exemplars(values: Tensor, rows: Tensor, k: int, *, bounded: bool) -> Tensor:
-    top = values.T.contiguous().topk(min(k, len(values)), dim=1)
+    top = values.T.contiguous().topk(k, dim=1)
     nothing = (values == values[:1]).all(dim=0)[:, None]
     if bounded:  # what cannot fire below zero has no exemplar that does not fire
         nothing = nothing | (top.values <= 0)

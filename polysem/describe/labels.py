@@ -192,7 +192,7 @@ def _asked(
             rows[(answers.ranked < 0).all(1)] = -1
         return Asked(view, rows, tested, answers.less_ranked), "crops"
     if method.of_exemplars:
-        view, given = View(pictures.images, texts), answers.exemplars
-    else:
-        view, given = View(pictures.images[answers.found_on], texts), answers.activations
-    return Asked(view, given, tested, answers.held_out), "images"
+        view = View(pictures.images, texts)
+        return Asked(view, answers.exemplars, tested, answers.held_out), "images"
+    view = View(pictures.images[answers.found_on], texts)
+    return Asked(view, answers.activations, tested, answers.less_found), "images"

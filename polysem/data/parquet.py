@@ -138,6 +138,8 @@ def load_parquet(
                 raise DataError(f"{name}: {file} and {files[0]} differ in their columns or classes")
             groups += _row_groups(table, file, f"{images}.bytes" if field else images)
             count = table.metadata.num_rows
+            if count > file.stat().st_size:  # whatever the bytes are, they are no images
+                raise DataError(f"{file} claims {count:,} images in fewer bytes")
             keys += (f"{file.relative_to(root).as_posix()}#{row}" for row in range(count))
             if "path" in fields[images]:
                 paths += pc.struct_field(_column(table, file, images, ".path"), "path").to_pylist()
@@ -185,7 +187,7 @@ class _RowGroups:
                     column = batch.column(0)
                     rows = column.field(self.field) if self.field else column
                     yield Block(rows, len(rows), rows.nbytes)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
                     f"{group.file}: row group {group.number} cannot be read: {error}"
                 ) from None
@@ -194,14 +196,14 @@ class _RowGroups:
 def _table(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as a parquet file: {error}") from None
 
 
 def _column(table: pq.ParquetFile, file: Path, column: str, field: str = "") -> pa.ChunkedArray:
     try:
         return table.read(columns=[column + field]).column(column)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}: the column {column!r} cannot be read: {error}") from None
 
 

@@ -243,3 +243,10 @@ def test_imagenet_sample_table() -> None:
     assert data.classes is not None
     assert len(data.classes) == 500
     assert min(data.read(77).size) == 256
+
+
+def test_more_rows_than_bytes_are_refused_before_they_are_counted_out(tmp_path: Path) -> None:
+    nothing = pa.nulls(3_000_000, pa.binary())
+    pq.write_table(pa.table({"image": nothing}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="claims 3,000,000 images in fewer bytes"):
+        load(tmp_path / "t.parquet")

@@ -147,7 +147,9 @@ def _open_checkpoint(rng: random.Random, folder: Path, canary: Path) -> None:
         content = file.read_bytes()
         size = int.from_bytes(content[:8], "little")
         header = json.dumps(spoil_json(rng, json.loads(content[8 : 8 + size]))).encode()
-        length = len(header) if rng.random() < 0.8 else rng.choice([0, 2**31, 2**63, len(header) + 1])
+        length = (
+            len(header) if rng.random() < 0.8 else rng.choice([0, 2**31, 2**63, len(header) + 1])
+        )
         file.write_bytes(length.to_bytes(8, "little") + header + content[8 + size :])
     else:
         described = safetensors.safe_open(str(folder / "net.safetensors"), "pt")
@@ -293,7 +295,9 @@ def _open_images(rng: random.Random, folder: Path, canary: Path) -> None:
     file = rng.choice(files)
     kind = rng.randrange(6)
     if kind == 0:
-        name = rng.choice(["<b>.png", "-rf.png", "a\nb.png", "x" * 200 + ".png", "%s.png", "\x1b.png"])
+        name = rng.choice(
+            ["<b>.png", "-rf.png", "a\nb.png", "x" * 200 + ".png", "%s.png", "\x1b.png"]
+        )
         file.rename(file.with_name(name))
     elif kind == 1:
         file.rename(file.with_suffix(rng.choice([f.suffix for f in files])))

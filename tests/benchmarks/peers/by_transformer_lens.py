@@ -72,11 +72,19 @@ def _in_transformers(model: nn.Module) -> nn.Module:
     ]  # fmt: skip
     own = peer.state_dict()
     old = any(".attention.attention.query." in key for key in own)  # before transformers 5
-    layer, parts = ("vit.encoder.layer.", "attention.attention.query attention.attention.key "
-                    "attention.attention.value attention.output.dense intermediate.dense "
-                    "output.dense") if old else (  # fmt: skip
-                    "vit.layers.", "attention.q_proj attention.k_proj attention.v_proj "
-                    "attention.o_proj mlp.fc1 mlp.fc2")
+    layer, parts = (
+        (
+            "vit.encoder.layer.",
+            "attention.attention.query attention.attention.key "
+            "attention.attention.value attention.output.dense intermediate.dense "
+            "output.dense",
+        )
+        if old
+        else (  # fmt: skip
+            "vit.layers.",
+            "attention.q_proj attention.k_proj attention.v_proj attention.o_proj mlp.fc1 mlp.fc2",
+        )
+    )
     q, k, v, o, up, down = parts.split()
     renames += [("attn.proj", o), ("mlp.fc1", up), ("mlp.fc2", down)]
     found: dict[str, Tensor] = {}

@@ -83,11 +83,15 @@ def install(environment: Environment, root: Path) -> Installed:
                 return Installed(None, problem=_last_line(done.stderr))
         listed = _run(python, "-m", "pip", "list", "--format", "json").stdout
         (folder / "installed.json").write_text(listed, encoding="utf-8")
-    packages = {p["name"]: p["version"] for p in json.loads((folder / "installed.json").read_text())}
+    packages = {
+        p["name"]: p["version"] for p in json.loads((folder / "installed.json").read_text())
+    }
     version = packages.get((environment.packages or ("torch",))[0], "")
     if environment.imports:
         here = Path(__file__).parent
-        code = f"import sys; sys.path.insert(0, {str(here)!r}); import repair, {environment.imports}"
+        code = (
+            f"import sys; sys.path.insert(0, {str(here)!r}); import repair, {environment.imports}"
+        )
         done = _run(python, "-c", code)
         if done.returncode:
             return Installed(None, version, _last_line(done.stderr))

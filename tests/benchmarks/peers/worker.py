@@ -127,11 +127,14 @@ def _repeated(work: Callable[[], Tensor], repeats: int, *, key: str) -> tuple[An
     for _ in range(repeats + 1):
         with torch.no_grad(), clock:
             found = work()
-    return {key: found}, {
-        "seconds": statistics.median(clock.wall[1:]),  # the first warms up
-        "cpu_seconds": statistics.median(clock.cpu[1:]),
-        "memory_mb": _peak_mb() - before,
-    }
+    return (
+        {key: found},
+        {
+            "seconds": statistics.median(clock.wall[1:]),  # the first warms up
+            "cpu_seconds": statistics.median(clock.cpu[1:]),
+            "memory_mb": _peak_mb() - before,
+        },
+    )
 
 
 def _median_ratio(these: list[float], those: list[float]) -> float:

@@ -102,9 +102,18 @@ def load_vit_folder(
         raise CheckpointError(f"{folder} cannot be loaded by transformers: {text[:200]}") from None
     _require_complete(folder, report)
     build = partial(_timm_vit, peer.config, folder)
-    model = build()
+    try:
+        model = build()
+        transform, classes = _transform(folder, peer.config), _classes(peer.config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a constructor makes of a wrong size or type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{folder}/config.json or preprocessor_config.json cannot be understood ({reason})"
+        ) from None
     fit(model, _renamed(peer.state_dict()), source=str(folder), name="timm's VisionTransformer")
-    return model, _transform(folder, peer.config), _classes(peer.config), build
+    return model, transform, classes, build
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -211,7 +220,7 @@ def _transform(folder: Path, config: Any) -> Transform:
             std=tuple(said.get("image_std", (0.5,) * 3)) if normalise else (1.0,) * 3,
             inverse=False,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} cannot be understood ({error})") from None
 
 

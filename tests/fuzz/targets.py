@@ -15,7 +15,7 @@ import shutil
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def try_once(target: Target, seed: int, valid: Path, root: Path) -> Outcome:
     before = _all_but(root, place)
     kind, error = "accepted", ""
     with (
-        contextlib.chdir(place),
+        _within(place),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         warnings.catch_warnings(),
@@ -111,6 +111,16 @@ def try_once(target: Target, seed: int, valid: Path, root: Path) -> Outcome:
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if Path(path).is_dir() else os.unlink(path)
     return outcome
+
+
+@contextlib.contextmanager
+def _within(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _all_but(root: Path, place: Path) -> set[str]:

@@ -15,7 +15,11 @@ __all__ = [
     "HookedVisionModel",
     "Run",
     "bcosify",
+    "circuits",
+    "compare_runs",
     "describe_neurons",
+    "edges",
+    "evolve",
     "explain",
     "heads",
     "load_data",
@@ -23,13 +27,18 @@ __all__ = [
     "localise",
     "probe",
     "sanity_checks",
+    "write_report",
 ]
 
 _HOME = {
     "HookedVisionModel": "polysem.models.hooked",
     "Run": "polysem.store.run",
     "bcosify": "polysem.models.bcosify",
+    "compare_runs": "polysem.analysis.comparison",
+    "circuits": "polysem.explain.circuits",
     "describe_neurons": "polysem.describe.describe",
+    "edges": "polysem.explain.edges",
+    "evolve": "polysem.evolution",
     "explain": "polysem.explain",
     "heads": "polysem.probe.heads",
     "load_data": "polysem.data.sources",
@@ -37,6 +46,7 @@ _HOME = {
     "localise": "polysem.explain.localise",
     "probe": "polysem.probe",
     "sanity_checks": "polysem.explain.sanity",
+    "write_report": "polysem.cli.report",
 }
 
 _timm.register_models_on_import()

@@ -91,11 +91,7 @@ def unit_statistics(
     values = activations.values.astype(np.float32)
     both = activations.signed and parse_site(site).unit_dim != "head"
     maps = values if values.ndim == 4 else None
-    if maps is None:
-        pools = {"value": values}
-    else:
-        pools = {"max": maps.max((2, 3)), "mean": maps.mean((2, 3))}
-        pools |= {"min": maps.min((2, 3))} if both else {}
+    pools = pooled_activations(site, activations)
     pooled = np.stack(list(pools.values())).astype(np.float64)  # [pool, image, unit]
     mean, deviation = pooled.mean(1), pooled.std(1)
     z = (pooled - mean[:, None]) / np.where(deviation == 0, np.nan, deviation)[:, None]
@@ -133,6 +129,16 @@ def unit_statistics(
     arrays |= {name: np.stack([tail[name] for tail in found]) for name in found[0]}
     coords = {"pool": list(pools), "q": list(QUANTILES), "tail": list(tails)}
     return dataset(UNITS, arrays, coords)
+
+
+def pooled_activations(site: str, activations: Activations) -> dict[str, np.ndarray]:
+    """Return what each pool makes of a site, float32 [image, unit]."""
+    values = activations.values.astype(np.float32)
+    if values.ndim == 2:
+        return {"value": values}
+    pools = {"max": values.max((2, 3)), "mean": values.mean((2, 3))}
+    both = activations.signed and parse_site(site).unit_dim != "head"
+    return pools | ({"min": values.min((2, 3))} if both else {})
 
 
 def _exemplars(
@@ -185,7 +191,9 @@ def write_run(
     notes: Sequence[str] = (),
     ranks: int = RANKS,
     patterns: bool = False,
+    pooled: bool = False,
     model: str = "bcos_vit_test",
+    sha256: str = "ab" * 32,
     overwrite: bool = False,
 ) -> Run:
     """Write a run of `source` without its skipped images; activations have a row for each kept."""
@@ -212,6 +220,9 @@ def write_run(
             units = unit_statistics(
                 name, shown, kept, ranks=ranks, labels=labels, n_classes=n_classes
             )
+            if pooled:
+                pools = pooled_activations(name, shown)
+                writer.add_pooled(name, np.stack(list(pools.values()), axis=1))
             writer.write_units(name, units)
             described[name] = {
                 "dims": list(parse_site(name).dims),
@@ -243,7 +254,7 @@ def write_run(
                 "model": {
                     "spec": f"{model}.safetensors",
                     "name": model,
-                    "sha256": "ab" * 32,
+                    "sha256": sha256,
                     "transform": {"size": list(size), "crop_pct": crop_pct},
                     "classes": None if outputs is None else list(outputs),
                     "info": {},
@@ -256,7 +267,7 @@ def write_run(
                     "classes": None if source.classes is None else list(source.classes),
                 },
                 "sites": described,
-                "options": {"top_k": ranks},
+                "options": {"top_k": ranks, "pooled": pooled},
                 "quantile_rank_error": 0.0,
                 "skipped": [{"key": source.keys[i], "reason": "truncated"} for i in skipped],
                 "notes": list(notes),

@@ -28,7 +28,9 @@ import polysem
 from polysem.data.shapes import Shapes
 from polysem.errors import SpecError
 from polysem.explain.baselines import input_gradient
+from polysem.explain.circuits import circuits
 from polysem.explain.completeness import check
+from polysem.explain.edges import edges
 from polysem.explain.linear import linear_map, require_linear
 from polysem.explain.localise import localise
 from polysem.explain.methods import applicable_methods
@@ -41,6 +43,7 @@ from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
 from polysem.probe.heads import heads
+from polysem.probe.snapshots import require_units
 from polysem.store.run import Run
 
 PACKAGE = Path(polysem.__file__).parent
@@ -58,9 +61,11 @@ SOURCES = {
     "explain/rollout.py": "explain_by_all",
     "explain/baselines.py": "explain_by_all",
     "explain/run_exemplars.py": "explain_exemplars",
+    "explain/cuts.py": "find_circuits",
     "probe/gates.py": "study_heads",
     "probe/head_writes.py": "study_heads",
     "probe/interactions.py": "study_heads",
+    "probe/snapshots.py": "look_for_units",
 }
 
 SETS_HOOKS = re.compile(
@@ -136,6 +141,15 @@ def trace_exemplars(work: Work) -> None:
         upstream(run, loaded, data=data, sites=work.site, device="cpu", progress=False)
 
 
+def find_circuits(work: Work) -> None:
+    """Edges of all units, of which one is ablated, and a circuit; norms free, then held."""
+    with probed_whole(work) as (run, loaded, data):
+        options: dict[str, Any] = {"data": data, "device": "cpu", "progress": False}
+        edges(run, loaded, sites=run.sites, exemplars=1, check=1, **options)
+        of_class = int(run.images["prediction"].iloc[0])
+        circuits(run, loaded, of_class=of_class, sites=run.sites, exemplars=1, nodes=1, **options)
+
+
 @contextmanager
 def probed_whole(work: Work) -> Iterator[tuple[Run, LoadedModel, Shapes]]:
     """The probe before is a user of its own; a run of a whole model is explained by this one."""
@@ -157,6 +171,10 @@ def probed_whole(work: Work) -> Iterator[tuple[Run, LoadedModel, Shapes]]:
     except BaseException:
         shutil.rmtree(work.folder / "run")
         raise
+
+
+def look_for_units(work: Work) -> None:
+    require_units(loaded_by_hand(work), [(work.site, 0)], sites=work.site)
 
 
 def explain(work: Work) -> None:
@@ -243,10 +261,12 @@ USERS: list[Callable[[Work], None]] = [
     account,
     explain_exemplars,
     trace_exemplars,
+    find_circuits,
     compare_methods,
     check_sanity,
     probe_embedded,
     study_heads,
+    look_for_units,
 ]
 WITHOUT_SITE = (explain, compare_methods, check_sanity)
 WAYS = ["normal", "unknown site", "failing forward"]

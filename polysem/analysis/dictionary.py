@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 
 from polysem._overcomplete import import_overcomplete
+from polysem.analysis.effects import median_difference
 from polysem.analysis.excess_rank import excess_rank
 from polysem.analysis.excitation import hoyer_sparsity
 from polysem.analysis.faces import Face, chosen_sites, faces
-from polysem.analysis.medians import median_difference
 from polysem.analysis.monosemanticity import monosemanticity_score
 from polysem.analysis.scaling import Floats, unit_interval
 from polysem.analysis.selectivity import class_means, effective_classes, selectivity_index

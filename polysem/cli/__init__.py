@@ -11,18 +11,22 @@ import typer
 
 from polysem.cli.bcosify import bcosify
 from polysem.cli.bench import bench
+from polysem.cli.circuits import circuits
 from polysem.cli.clusters import clusters
+from polysem.cli.compare import compare
 from polysem.cli.compare_heads import compare_heads
 from polysem.cli.concepts import concepts
 from polysem.cli.demo import demo
 from polysem.cli.describe_neurons import describe_neurons
 from polysem.cli.embed import embed
+from polysem.cli.evolve import evolve
 from polysem.cli.explain import explain
 from polysem.cli.facets import facets
 from polysem.cli.heads import heads
 from polysem.cli.localise import localise
 from polysem.cli.polysemanticity import polysemanticity
 from polysem.cli.probe import probe
+from polysem.cli.report import report
 from polysem.cli.sanity import sanity
 from polysem.cli.show import show
 from polysem.cli.train import train
@@ -45,12 +49,16 @@ for _command in (
     facets,
     concepts,
     clusters,
+    circuits,
     heads,
+    compare,
     compare_heads,
     describe_neurons,
+    evolve,
     explain,
     localise,
     sanity,
+    report,
     train,
     bcosify,
     demo,

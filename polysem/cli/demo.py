@@ -18,13 +18,18 @@ _DATA = "shapes:test?n={images}&size=64&label=colour"  # what the shipped models
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for runs, table and pictures.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, table, pictures and report.")] = Path(
+        "demo"
+    ),
     images: Annotated[int, typer.Option(help="Drawn images to show the models.", min=16)] = 2000,
 ) -> None:
-    """Probe the shipped B-cos ViT and its standard twin on drawn images; table and pictures.
+    """Probe the shipped B-cos ViT and its standard twin on drawn images; table, pictures, report.
 
     Example: [bold]polysem demo --out demo[/bold]
     """
+    from polysem.analysis.clusters import clusters
+    from polysem.analysis.polysemanticity import polysemanticity
+    from polysem.cli.report import write_report
     from polysem.cli.show import write_sheet
     from polysem.cli.tables import print_table
     from polysem.data.shipped import shipped_file
@@ -51,7 +56,13 @@ def demo(
         site = [s for s in run.sites if s.endswith("mlp.hook_post")][-1]
         for unit in striking_units(run, site, 3):
             print(f"wrote {write_sheet(run, site, unit, out / f'{name}-{site}-{unit}.png')}")
+    print("scoring neurons and writing the report …")
+    for run in runs.values():
+        polysemanticity(run, sites="*.mlp.hook_post")
+        clusters(run, sites="*.mlp.hook_post", feature="class")
+    page = write_report(list(runs.values()), out / "report", overwrite=True)
     print(f"runs, table.csv and pictures are in {out}; try: polysem show {out / 'bcos'}")
+    print(f"the report of both: open {page.absolute().as_uri()}")
 
 
 def compare_twins(runs: dict[str, Run]) -> pd.DataFrame:

@@ -11,13 +11,19 @@ import typer
 def describe_neurons(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     clip: Annotated[
-        str,
-        typer.Option(help="CLIP model: ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, or its folder."),
-    ],
+        str | None,
+        typer.Option(
+            help="CLIP model: ARCH:TAG, ARCH:FILE, hf-hub:ORG/NAME, or its folder. Default: for "
+            "drawn shapes the small one that ships, else ViT-B-32:laion2b_s34b_b79k."
+        ),
+    ] = None,
     concepts: Annotated[
-        str,
-        typer.Option(help="common, dermatology, shapes, or a file: one concept a line, or CSV."),
-    ] = "common",
+        str | None,
+        typer.Option(
+            help="common, dermatology, shapes, or a file: one concept a line, or CSV. Default: "
+            "shapes for drawn shapes, else common."
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -43,17 +49,27 @@ def describe_neurons(
     """Name the neurons of a run by what excites them, with a p-value and a test on other images.
 
     Example: [bold]polysem describe-neurons runs/a --clip ViT-B-32:laion2b_s34b_b79k[/bold]
+
+    Of a run on drawn shapes, without a network: [bold]polysem describe-neurons runs/a[/bold]
     """
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
+    from polysem.describe.defaults import default_clip, default_vocabulary, misfit
     from polysem.describe.describe import describe_neurons as describe
     from polysem.describe.vocabulary import load_vocabulary
+    from polysem.models.clip import load_clip
+    from polysem.store.run import Run
+    from polysem.store.tables import save_table
 
-    words = load_vocabulary(concepts)
-    for note in words.notes:
-        print(f"note: {note}")
+    opened = Run.open(run)
+    images_of = str(opened.manifest["data"]["name"])
+    words = load_vocabulary(concepts or default_vocabulary(images_of))
+    towers = load_clip(clip or default_clip(images_of), device=device)
+    for note in (*words.notes, misfit(towers, images_of)):
+        if note:
+            print(f"note: {note}")
     table = describe(
-        run,
-        clip,
+        opened,
+        towers,
         concepts=words,
         sites=sites,
         method=method,

@@ -56,11 +56,12 @@ def localise(
     --data "shapes:test?label=colour" --out runs/localise[/bold]
     """
     from polysem.cli.outputs import require_free
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.explain.localise import localise as compare
     from polysem.explain.pictures import open_model
     from polysem.report.explanations import gallery_figure, localisation_figure
     from polysem.report.page import save
+    from polysem.store.tables import save_table
 
     require_free(out, _FILES, overwrite=overwrite)
     loaded = open_model(model, device, weights=weights, arch=arch)

@@ -76,16 +76,24 @@ def polysemanticity(
 
 
 def _compare(first: Run, second: Run, out: Path | None) -> None:
-    from polysem.analysis.layer_comparison import compare_layers
-    from polysem.cli.tables import print_table, write_table
+    from polysem.analysis.comparison import compare_runs
+    from polysem.cli.tables import print_table
+    from polysem.report.comparison_page import short_table
     from polysem.report.layer_figure import layer_figure
     from polysem.report.page import save
+    from polysem.store.tables import save_table
 
-    compared = compare_layers(first, second)
+    arms = {"this run": [first], "the other": [second]}
+    found = compare_runs(arms, tables=["polysemanticity"])
+    compared = found.layers
+    title = f"{first.path} against {second.path}; all their tables: polysem compare"
+    print_table(short_table(compared), title=title)
+    for note in found.notes:
+        print(f"note: {note}")
     if out is None:
-        print_table(compared, title=f"{first.path} against {second.path}")
         return
-    write_table(compared, out)
+    (file,) = save_table(compared, out, "table", endings=(".csv",))
+    print(f"wrote {file}")
     names = (first.manifest["model"]["name"], second.manifest["model"]["name"])
     print(f"wrote {save(layer_figure(compared, names), out / 'layers.png')}")
 

@@ -49,11 +49,12 @@ def sanity(
     Example: [bold]polysem sanity --model ckpt.pt --data photos/ --out runs/sanity[/bold]
     """
     from polysem.cli.outputs import require_free
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.explain.pictures import open_model
     from polysem.explain.sanity import sanity_checks
     from polysem.report.explanations import sanity_figure
     from polysem.report.page import save
+    from polysem.store.tables import save_table
 
     require_free(out, _FILES, overwrite=overwrite)
     loaded = open_model(model, device, weights=weights, arch=arch)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polysem.errors import RunError
+from polysem.store.tables import save_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["print_table", "save_table", "write_table"]
+__all__ = ["print_table", "write_table"]
 
 
 def print_table(table: pd.DataFrame, *, title: str | None = None) -> None:
@@ -44,37 +41,3 @@ def write_table(table: pd.DataFrame, folder: Path, *, name: str = "table") -> No
     (file,) = save_table(table, folder, name, endings=(".csv",))
     print_table(table)
     print(f"wrote {file}")
-
-
-def save_table(
-    table: pd.DataFrame,
-    folder: Path,
-    name: str,
-    *,
-    endings: Sequence[str] = (".parquet", ".csv"),
-) -> list[Path]:
-    """Write a table to ``folder/name.parquet`` and ``.csv``, and return the files.
-
-    Each appears when it is whole. What columns mean (``table.attrs``) is kept in the parquet file.
-
-    Raises
-    ------
-    RunError
-        If the folder cannot be written.
-    """
-    files = [folder / f"{name}{ending}" for ending in endings]
-    for file in files:
-        part = file.with_name(f".{file.name}.partial-{os.getpid()}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".csv":
-                table.to_csv(part, index=False)
-            else:
-                table.to_parquet(part, index=False)
-            os.replace(part, file)
-        except OSError as error:
-            raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                part.unlink()
-    return files

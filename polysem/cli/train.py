@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+_BEGUN = ("state.pt", "model.safetensors", "open_clip_model.safetensors")
+
 
 def train(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, YAML files.", metavar="RECIPE…")],
@@ -46,7 +48,7 @@ def train(
     loaded = [load_recipe(path, changes=new) for path in recipes]  # all, before any work
     for path, recipe in zip(recipes, loaded, strict=True):
         folder = out / path.stem if len(recipes) > 1 else out
-        begun = any((folder / name).exists() for name in ("state.pt", "model.safetensors"))
+        begun = any((folder / name).exists() for name in _BEGUN)
         flags = "".join(f" --set {change}" for change in changes or [])
         _train(
             recipe,

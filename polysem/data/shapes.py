@@ -162,6 +162,23 @@ class Shapes(ImageData):
                 present.append((hits & shown[:, :, None]).any(axis=1))
         return np.concatenate(present, axis=1)
 
+    def objects(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return what each image shows as indices into ``scenes.CONCEPTS``, without drawing.
+
+        Returns
+        -------
+        things : int64 array [image, thing, 4]
+            Shape, colour, texture and size of each object; -1 for objects that are not there.
+        background : int64 array [image]
+        """
+        things = np.stack([self._kinds[group] for group in _OBJECT_GROUPS], axis=2)
+        shown = np.arange(layout.MOST_THINGS) < self._count[:, None]
+        return np.where(shown[:, :, None], things, -1), self._kinds["background"]
+
+    def owners(self, index: int) -> npt.NDArray[np.uint8]:
+        """Return whose each pixel is, uint8 [y, x]: 0 the background's, 1 the first object's, …."""
+        return drawing.owners(self.scene(index), self.size)
+
     def masks(self, index: int) -> npt.NDArray[np.bool_]:
         """Return where image number `index` shows each concept, [concept, y, x].
 
@@ -170,7 +187,7 @@ class Shapes(ImageData):
         of one shape, one colour, one texture and one size.
         """
         scene = self.scene(index)
-        owner = drawing.owners(scene, self.size)
+        owner = self.owners(index)
         masks = np.zeros((len(self.concepts), self.size, self.size), dtype=np.bool_)
         masks[self.concepts.index(f"{scene.backdrop.kind} background")] = owner == 0
         for number, thing in enumerate(scene.things, start=1):

@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parents[2] / "data"
 
 
 def shipped_file(*parts: str) -> Path:
-    """Return the path of a file that ships with polysem, such as ``("models", "a.safetensors")``.
+    """Return the path of a file or folder that ships, such as ``("models", "a.safetensors")``.
 
     Raises
     ------
@@ -20,7 +20,7 @@ def shipped_file(*parts: str) -> Path:
         If it is not there: polysem was installed without its ``data`` folder.
     """
     path = _FOLDER.joinpath(*parts)
-    if not path.is_file():
+    if not path.exists():
         raise MissingError(
             f"there is no {'/'.join(parts)} at {path}: it is part of polysem's source tree; "
             'install with `pip install -e ".[dev]"` from a clone'

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polysem.data.again import load_again
+from polysem.describe.defaults import default_clip, default_vocabulary
 from polysem.describe.labels import LABELS, label_units
 from polysem.describe.vocabulary import Vocabulary, load_vocabulary
 from polysem.device import choose_device
@@ -38,9 +39,9 @@ TEMPLATES = (
 
 def describe_neurons(
     run: Run | str | Path,
-    clip: str | Path | Clip,
+    clip: str | Path | Clip | None = None,
     *,
-    concepts: str | Path | Vocabulary = "common",
+    concepts: str | Path | Vocabulary | None = None,
     sites: str | Iterable[str] | None = None,
     method: str = "soft-wpmi",
     top: int = 5,
@@ -63,10 +64,12 @@ def describe_neurons(
     run : Run, str or Path
         Probed with ``--pooled``, names are found on half of the images and tested on the other;
         without, found on the exemplars and tested on other images of the run's sample.
-    clip : str, Path or Clip
-        Anything that `load_clip` takes, such as ``ViT-B-32:laion2b_s34b_b79k``.
-    concepts : str, Path or Vocabulary
-        Anything that `load_vocabulary` takes.
+    clip : str, Path or Clip, optional
+        Anything that `load_clip` takes, such as ``ViT-B-32:laion2b_s34b_b79k``; if not given, the
+        `default_clip` of the run's images.
+    concepts : str, Path or Vocabulary, optional
+        Anything that `load_vocabulary` takes; if not given, ``shapes`` for drawn images and else
+        ``common``.
     sites : str or iterable of str, optional
         Globs over the run's sites; all of them, if not given.
     method, top, rate, n_draws, seed
@@ -93,8 +96,11 @@ def describe_neurons(
     """
     opened = run if isinstance(run, Run) else Run.open(run)
     chosen = opened.sites if sites is None else select_sites(opened.sites, sites)
-    words = concepts if isinstance(concepts, Vocabulary) else load_vocabulary(concepts)
-    towers = clip if isinstance(clip, Clip) else load_clip(clip, device=device)
+    images_of = str(opened.manifest["data"]["name"])
+    listed = concepts or default_vocabulary(images_of)
+    words = listed if isinstance(listed, Vocabulary) else load_vocabulary(listed)
+    asked = clip or default_clip(images_of)
+    towers = asked if isinstance(asked, Clip) else load_clip(asked, device=device)
     texts = embed_concepts(towers, words.concepts, templates)
     images = _embedded(opened, towers, data, batch_size, device, progress=progress)
     with progress_bar(show=progress) as move:

@@ -7,7 +7,7 @@ to the units of an earlier site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,10 @@ from polysem.progress import progress_bar
 from polysem.sites import Site, parse_site
 from polysem.store.run import Run
 
-__all__ = ["Attributed", "Exemplars", "attribute", "is_bcos", "open_again", "site_exemplars"]
+__all__ = [
+    "Attributed", "Exemplars", "attribute", "image_batches", "is_bcos", "open_again", "pointed",
+    "site_exemplars",
+]  # fmt: skip
 
 #: Images whose graphs are kept at a time, and rows of W(x) in one backward pass.
 _AT_A_TIME = {"cpu": (4, 32), "cuda": (32, 512)}
@@ -173,7 +176,7 @@ def attribute(
     prepare = partial(summarising if is_bcos(loaded) else explaining, kernels_for_rows=True)
     with progress_bar(unit="maps", show=progress) as move:
         done, total = 0, sum(len(each.image) for each in found.values())
-        for images in _batches(found, n_images):
+        for images in image_batches(found, n_images):
             pixels = torch.stack([loaded.transform(source.read(i)) for i in images])
             x = loaded.transform.normalize(pixels.to(like.device)).to(like.dtype)
             seen: dict[str, Tensor] = {}
@@ -192,7 +195,7 @@ def attribute(
             move("explain", done, total)
 
 
-def _batches(found: Mapping[str, Exemplars], size: int) -> list[list[int]]:
+def image_batches(found: Mapping[str, Exemplars], size: int) -> list[list[int]]:
     """Return the images that are exemplars, those of equally many units together."""
     every = np.concatenate([each.image for each in found.values()])
     images, counts = np.unique(every, return_counts=True)
@@ -209,6 +212,44 @@ def _attribute_site(
     n_rows: int,
     take: Callable[[Attributed], None],
 ) -> None:
+    for at, value, ones in pointed(each, mine, activation, prefix, n_rows):
+        (gradient,) = torch.autograd.grad(
+            activation, start, ones, retain_graph=True, is_grads_batched=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        take(Attributed(each.site.name, at, value, gradient * start.detach()))
+
+
+def pointed(
+    each: Exemplars,
+    mine: Sequence[npt.NDArray[np.int64]],
+    activation: Tensor,
+    prefix: int,
+    n_rows: int,
+) -> Iterator[tuple[list[_Index], npt.NDArray[np.float64], Tensor]]:
+    """Yield what points at the exemplars of some images, so many rows and images at a time.
+
+    Parameters
+    ----------
+    each : Exemplars
+    mine : sequence of int64 array
+        For each image, the rows of `each` that are its exemplars.
+    activation : Tensor [image, …]
+        At their site.
+    prefix : int
+        Tokens before the patches.
+    n_rows : int
+        Rows times images at a time, at most.
+
+    Yields
+    ------
+    at : list of tuple of int64 array
+        For each image, the index of its exemplars into [tail, unit, rank].
+    value : float64 array [row, image]
+        How strongly the unit fired, towards its tail; NaN where an image has fewer exemplars.
+    ones : Tensor [row, image, …]
+        The derivative of the value by the activation; zero where there is no exemplar.
+    """
     size = max(1, n_rows // len(mine))
     for first in range(0, max(len(rows) for rows in mine), size):
         chunk = [rows[first : first + size] for rows in mine]
@@ -217,12 +258,7 @@ def _attribute_site(
         for i, rows in enumerate(chunk):
             for k, row in enumerate(rows):
                 value[k, i] = _point_at(each, row, activation, ones[k], i, prefix)
-        (gradient,) = torch.autograd.grad(
-            activation, start, ones, retain_graph=True, is_grads_batched=True,
-            materialize_grads=True,
-        )  # fmt: skip
-        at = [tuple(axis[rows] for axis in each.at) for rows in chunk]
-        take(Attributed(each.site.name, at, value, gradient * start.detach()))
+        yield [tuple(axis[rows] for axis in each.at) for rows in chunk], value, ones
 
 
 def _point_at(

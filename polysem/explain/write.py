@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from PIL import Image
 from polysem.errors import RunError
 from polysem.explain.colour import Ground
 from polysem.explain.explain import COLUMNS, Explanations
-from polysem.store.writer import disk_errors
+from polysem.store.folders import whole_folder
 
 __all__ = ["overlay", "require_free", "write_explanations"]
 
@@ -64,41 +61,27 @@ def write_explanations(
     """
     out = Path(out).expanduser()
     require_free(out, overwrite=overwrite)
-    place = out.absolute()
-    part = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:8]}")
-    old = place.with_name(f".{place.name}.old-{uuid.uuid4().hex[:8]}")
-    with disk_errors(out):
-        try:
-            (part / "images").mkdir(parents=True)
-            found.table().to_csv(part / "index.csv", index=False)
-            with (part / "maps.npz").open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **_arrays(found))
-            _write_pictures(found, part / "images", ground)
-            for name, write in (more or {}).items():
-                write(part / name)
-            text = json.dumps(
-                {
-                    "format": 1,
-                    "architecture": found.model,
-                    "methods": list(found.maps),
-                    "columns": COLUMNS,
-                    "skipped": found.skipped,
-                    **(facts or {}),
-                },
-                indent=2,
-                ensure_ascii=False,
-            )
-            (part / _MARK).write_text(text + "\n", encoding="utf-8")
-            if place.exists():
-                os.replace(place, old)
-            os.replace(part, place)
-        except BaseException:  # Ctrl-C between the two: the older folder goes back
-            if old.exists() and not place.exists():
-                os.replace(old, place)
-            raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(out) as part:
+        (part / "images").mkdir()
+        found.table().to_csv(part / "index.csv", index=False)
+        with (part / "maps.npz").open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **_arrays(found))
+        _write_pictures(found, part / "images", ground)
+        for name, write in (more or {}).items():
+            write(part / name)
+        text = json.dumps(
+            {
+                "format": 1,
+                "architecture": found.model,
+                "methods": list(found.maps),
+                "columns": COLUMNS,
+                "skipped": found.skipped,
+                **(facts or {}),
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        (part / _MARK).write_text(text + "\n", encoding="utf-8")
     return out
 
 

@@ -7,6 +7,7 @@ file, from a folder in open_clip's own layout, or by download; nothing in them i
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,10 @@ from polysem.models.weights import fit, read_tensors, require_finite, state_dige
 
 _torchvision.repair()
 
-__all__ = ["Clip", "load_clip", "open_clip_transform", "quiet_open_clip"]
+__all__ = ["CONFIG", "Clip", "load_clip", "open_clip_transform", "quiet_open_clip"]
+
+CONFIG = "open_clip_config.json"
+"""What open_clip reads in a folder, beside the weights."""
 
 _SCHEMES = ("hf-hub:", "local-dir:")
 _FORMS = (
@@ -54,6 +58,8 @@ class Clip:
         SHA-256 of everything else that texts go through.
     tokenizer : callable
         From texts to tokens.
+    trained_on : str or None
+        The data, where polysem trained it; None of all others, which know photographs.
     """
 
     spec: str
@@ -62,6 +68,7 @@ class Clip:
     digest: str
     text_digest: str
     tokenizer: Any
+    trained_on: str | None = None
 
     def image_features(self, inputs: Tensor) -> Tensor:
         """Return features [image, dim] of what `transform` gives, normalised."""
@@ -136,6 +143,7 @@ def load_clip(spec: str | os.PathLike[str], *, device: str | torch.device = "cpu
         digest=state_digest(image),
         text_digest=hashlib.sha256(f"{name} {state_digest(words)}".encode()).hexdigest(),
         tokenizer=tokenizer,
+        trained_on=_trained_on(text.removeprefix("local-dir:")),
     )
 
 
@@ -160,6 +168,15 @@ def _holds_weights(folder: str) -> bool:
     return any(next(Path(folder).glob(f"*{end}"), None) for end in (".safetensors", ".bin", ".pth"))
 
 
+def _trained_on(folder: str) -> str | None:
+    """Return what data a folder's configuration names, if `polysem train` wrote it."""
+    try:
+        said = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        return str(said["polysem"]["trained_on"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _create(name: str, tag: str | None, spec: str) -> Any:
     import open_clip
 
@@ -174,7 +191,7 @@ def _create(name: str, tag: str | None, spec: str) -> Any:
             ) from None
         raise MissingError(
             f"{spec} could not be loaded ({reason}); check the network, or download its weights "
-            "elsewhere and name the file: ARCH:FILE"
+            f"elsewhere and name the file: {name}:FILE"
         ) from None
     return model
 

@@ -20,6 +20,7 @@ __all__ = [
     "LayerNorm",
     "PositionNorm2d",
     "frozen_variance",
+    "held",
 ]
 
 
@@ -47,6 +48,37 @@ def frozen_variance(
     linear = linear.to(fused.dtype)
     # The two differ in the last bits; what is explained should be the very value computed outside.
     return linear + (fused - linear).detach()
+
+
+def held(norm: nn.Module, x: Tensor, values: Tensor | None = None) -> Tensor:
+    """Normalise x with the same values, linear in x for derivatives.
+
+    Parameters
+    ----------
+    norm : nn.Module
+        A LayerNorm over the last axis, one that can hold itself fixed, or nothing.
+    x : Tensor
+    values : Tensor, optional
+        ``norm(x)``, where it is known.
+
+    Raises
+    ------
+    SpecError
+        If it is another normalisation.
+    """
+    linear_already = isinstance(norm, nn.Identity) or hasattr(norm, "explaining")
+    if not (linear_already or isinstance(norm, nn.LayerNorm)):
+        raise SpecError(f"a {type(norm).__name__} cannot be held fixed; LayerNorm can")
+    values = norm(x) if values is None else values
+    if linear_already:
+        return values
+    assert isinstance(norm, nn.LayerNorm)
+    variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+    linear = (x - mean) * (variance.detach() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        linear = linear * norm.weight
+    fixed: Tensor = linear + (values - linear).detach()
+    return fixed
 
 
 class LayerNorm(nn.LayerNorm):

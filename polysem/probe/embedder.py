@@ -15,8 +15,44 @@ from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
 from polysem.probe.batches import Decoded
+from polysem.store.run import Run
 
-__all__ = ["Embedder", "require_directions"]
+__all__ = ["Embedder", "KeptEmbeddings", "require_directions"]
+
+#: Images whose kept embeddings are read at once.
+_BLOCK = 4096
+
+
+class KeptEmbeddings:
+    """Embeddings that a run holds, for another model that is probed on the same images.
+
+    Parameters
+    ----------
+    run : Run
+        With embeddings.
+    spec : str
+        What to call their encoder: ``model`` means another one in each run.
+
+    Attributes
+    ----------
+    spec, fingerprint : str
+        The encoder, as of an `Encoder`.
+    """
+
+    def __init__(self, run: Run, spec: str) -> None:
+        self._embeddings = run.embeddings
+        self._images = run.images["image"].to_numpy()
+        self._block, self._first = np.zeros((0, self._embeddings.shape[1]), np.float32), 0
+        self.spec, self.fingerprint = spec, str(self._embeddings.attrs["fingerprint"])
+
+    def of(self, indices: Sequence[int]) -> Tensor:
+        """Return the embeddings [image, dim] of images by their ascending numbers in the data."""
+        rows = np.searchsorted(self._images, np.asarray(indices))
+        if rows[0] < self._first or rows[-1] >= self._first + len(self._block):
+            self._first = int(rows[0])
+            some = slice(self._first, max(self._first + _BLOCK, int(rows[-1]) + 1))
+            self._block = self._embeddings[some].to_numpy()
+        return torch.from_numpy(self._block[rows - self._first])
 
 
 class Embedder:
@@ -24,7 +60,7 @@ class Embedder:
 
     Parameters
     ----------
-    encoder : Encoder or None
+    encoder : Encoder, KeptEmbeddings or None
         None takes the pooled features of the probed model, which its own pass computes anyway.
     loaded : LoadedModel
         The model that is probed.
@@ -45,7 +81,10 @@ class Embedder:
     """
 
     def __init__(
-        self, encoder: Encoder | None, loaded: LoadedModel, hooked: HookedVisionModel
+        self,
+        encoder: Encoder | KeptEmbeddings | None,
+        loaded: LoadedModel,
+        hooked: HookedVisionModel,
     ) -> None:
         self.encoder = encoder
         self._pooled: Tensor | None = None
@@ -59,7 +98,7 @@ class Embedder:
             self.attrs = {"encoder": "model", "fingerprint": pooled_fingerprint(loaded)}
             return
         self.attrs = {"encoder": encoder.spec, "fingerprint": encoder.fingerprint}
-        if not _same_pixels(encoder.transform, loaded.transform):
+        if isinstance(encoder, Encoder) and not _same_pixels(encoder.transform, loaded.transform):
             self.other_transform = encoder.transform
 
     def hooks(self) -> list[tuple[str, Callable[..., None]]]:
@@ -80,6 +119,8 @@ class Embedder:
             assert self._pooled is not None
             pooled, self._pooled = self._pooled, None
             return torch.nn.functional.normalize(pooled.float(), dim=1)
+        if isinstance(self.encoder, KeptEmbeddings):
+            return self.encoder.of(decoded.indices).to(pixels.device, non_blocking=True)
         if decoded.other_pixels is not None:
             pixels = decoded.other_pixels.to(pixels.device, non_blocking=True)
         with torch.autocast(pixels.device.type, enabled=False):

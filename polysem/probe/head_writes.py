@@ -21,6 +21,7 @@ from polysem.errors import SpecError
 from polysem.models.bcos import BcosLinear, explanation_mode
 from polysem.models.bcosified import BcosifiedLinear
 from polysem.models.lipsformer import PostNormBlock
+from polysem.models.norms import held
 from polysem.models.taps import tapped
 from polysem.probe.gates import GatedViT
 
@@ -126,7 +127,7 @@ def logit_direction(vit: GatedViT, tokens: Tensor, labels: Tensor) -> tuple[Tens
     model = vit.model
     with torch.enable_grad(), explanation_mode(model):
         leaf = tokens.detach().requires_grad_()
-        pooled = _fixed(model.fc_norm, model.pool(_fixed(model.norm, leaf)))
+        pooled = held(model.fc_norm, model.pool(held(model.norm, leaf)))
         logits = model.head(model.head_drop(pooled))
         right = logits.gather(1, labels[:, None])[:, 0]
         (direction,) = torch.autograd.grad(right.sum(), leaf)
@@ -134,18 +135,6 @@ def logit_direction(vit: GatedViT, tokens: Tensor, labels: Tensor) -> tuple[Tens
     if not torch.allclose(own, right, rtol=1e-3, atol=1e-3):
         raise SpecError(f"what follows the last block of {type(model).__name__} is not known here")
     return own.detach(), direction
-
-
-def _fixed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Normalise x with the same values, linear in x for derivatives."""
-    if isinstance(norm, nn.Identity) or hasattr(norm, "explaining"):
-        return norm(x)  # type: ignore[no-any-return]
-    if not isinstance(norm, nn.LayerNorm):
-        raise SpecError(f"a final {type(norm).__name__} cannot be held fixed; LayerNorm can")
-    variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-    linear = (x - mean) * (variance.detach() + norm.eps).rsqrt() * norm.weight
-    fixed: Tensor = linear + (norm(x) - linear).detach()
-    return fixed
 
 
 def attribute(vit: GatedViT, images: Tensor, labels: Tensor) -> Attribution:

@@ -16,13 +16,13 @@ from polysem.errors import DataError, SpecError
 from polysem.interrupt import interrupt_flag
 from polysem.models.encoder import Encoder, load_encoder
 from polysem.models.load import LoadedModel, load_model
-from polysem.probe.batches import batches
+from polysem.probe.batches import Decoded, batches
 from polysem.probe.recorder import Precision, Recorder
 from polysem.progress import progress_bar
 from polysem.store.run import Run
 from polysem.store.writer import RunWriter
 
-__all__ = ["probe"]
+__all__ = ["encoder_from", "probe", "record"]
 
 
 def probe(
@@ -122,7 +122,7 @@ def probe(
             raise DataError(f"{source.name} holds no images")
         recorder = Recorder(
             loaded, source, writer, sites=sites, top_k=top_k, pooled=pooled, patterns=patterns,
-            sample=sample, device=place, precision=precision, embed=_encoder(embed, place),
+            sample=sample, device=place, precision=precision, embed=encoder_from(embed, place),
             bootstrap=(20 if embed else 0) if bootstrap is None else bootstrap,
             smoothing=smoothing,
         )  # fmt: skip
@@ -130,28 +130,46 @@ def probe(
         size = batch_size or (256 if cuda else 64)
         workers = (8 if cuda else 0) if workers is None else workers
         other = recorder.embedder.other_transform if recorder.embedder else None
-        started = time.perf_counter()
-        with (
-            interrupt_flag() as interrupted,
-            recorder.recording(),
-            progress_bar(show=progress) as move,
-        ):
-            for decoded in batches(
-                source, loaded.transform, size, other=other, workers=workers, pin=cuda,
-                strict=strict,
-            ):  # fmt: skip
-                recorder.update(decoded)
-                done = recorder.n_images + len(recorder.skipped)
-                move("probe", done, len(source))
-                if interrupted():
-                    break
-        recorder.finish(interrupted=interrupted(), seconds=time.perf_counter() - started)
+        decoded = batches(
+            source, loaded.transform, size, other=other, workers=workers, pin=cuda, strict=strict
+        )
+        interrupted, seconds = record(recorder, decoded, task="probe", progress=progress)
+        recorder.finish(interrupted=interrupted, seconds=seconds)
     return Run.open(out)
 
 
-def _encoder(
+def record(
+    recorder: Recorder, decoded: Iterable[Decoded], *, task: str, progress: bool
+) -> tuple[bool, float]:
+    """Show a recorder all batches, and return whether Ctrl-C ended it early, and the seconds.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    decoded : iterable of Decoded
+    task : str
+        What the progress bar calls it.
+    progress : bool
+        Draw a progress bar if the terminal can.
+    """
+    started = time.perf_counter()
+    with (
+        interrupt_flag() as interrupted,
+        recorder.recording(),
+        progress_bar(show=progress) as move,
+    ):
+        for batch in decoded:
+            recorder.update(batch)
+            move(task, recorder.n_images + len(recorder.skipped), len(recorder.source))
+            if interrupted():
+                break
+    return interrupted(), time.perf_counter() - started
+
+
+def encoder_from(
     embed: str | Path | Encoder | None, device: torch.device
 ) -> Encoder | Literal["model"] | None:
+    """Return the encoder that is asked for; ``model`` stands for the probed model's own."""
     if embed is None or isinstance(embed, Encoder):
         return embed
     return "model" if str(embed) == "model" else load_encoder(embed, device=device)

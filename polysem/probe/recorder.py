@@ -22,7 +22,7 @@ from polysem.probe import describe
 from polysem.probe.accumulators import image_hash, rank_error
 from polysem.probe.batches import Decoded
 from polysem.probe.bootstrap import poisson_weights
-from polysem.probe.embedder import Embedder, require_directions
+from polysem.probe.embedder import Embedder, KeptEmbeddings, require_directions
 from polysem.probe.patterns import images_at_a_time, patch_distances, pattern_statistics
 from polysem.probe.per_image import ImageRows, Stream
 from polysem.probe.pooling import square_grid
@@ -53,7 +53,7 @@ class Recorder:
         Where the run goes.
     sites, top_k, pooled, patterns, sample, device, precision, smoothing
         As in `probe`.
-    embed : Encoder or "model", optional
+    embed : Encoder, KeptEmbeddings or "model", optional
         What embeds the images.
     bootstrap : int, default 0
         Replicates of the bootstrap over images.
@@ -72,7 +72,7 @@ class Recorder:
         sample: int,
         device: torch.device,
         precision: Precision,
-        embed: Encoder | Literal["model"] | None = None,
+        embed: Encoder | KeptEmbeddings | Literal["model"] | None = None,
         bootstrap: int = 0,
         smoothing: bool = False,
     ) -> None:

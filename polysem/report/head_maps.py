@@ -27,7 +27,7 @@ from polysem.report.page import (
 from polysem.report.unit import described
 from polysem.store.run import Run
 
-__all__ = ["DIVERGING", "head_facts", "importance_map", "interaction_matrix"]
+__all__ = ["DIVERGING", "head_facts", "importance_map", "interaction_matrix", "order_alike"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -129,7 +129,7 @@ def interaction_matrix(run: Run) -> Figure:
     matrix = np.zeros((n, n))
     i, j = np.triu_indices(n, 1)
     matrix[i, j] = matrix[j, i] = table["interaction"].to_numpy(dtype=float)
-    order = _order(matrix)
+    order = order_alike(matrix)
     names = [f"{row['layer']}.{row['head']}" for row in heads.to_dict("records")]
     side = 7.2
     sheet = page(WIDTH, 1.2 + side + 0.8)
@@ -161,7 +161,7 @@ def interaction_matrix(run: Run) -> Figure:
     return figure_of(sheet)
 
 
-def _order(matrix: Floats) -> npt.NDArray[np.int64]:
+def order_alike(matrix: Floats) -> npt.NDArray[np.int64]:
     """Return heads so that those with similar rows are neighbours."""
     if len(matrix) < 3:
         return np.arange(len(matrix))

@@ -44,8 +44,8 @@ def layer_figure(compared: pd.DataFrame, names: tuple[str, str]) -> Figure:
     Parameters
     ----------
     compared : DataFrame
-        Rows of site and score with first, second and their intervals, as the comparison of
-        layers gives them.
+        Rows of site and measure with value, other_value and their intervals, as in
+        ``layers.parquet`` of a comparison.
     names : (str, str)
         What the two runs are called.
 
@@ -54,7 +54,7 @@ def layer_figure(compared: pd.DataFrame, names: tuple[str, str]) -> Figure:
     Figure
         Ten inches wide.
     """
-    scores = [score for score in _DRAWN if score in set(compared["score"])]
+    scores = [score for score in _DRAWN if score in set(compared["measure"])]
     rows = -(-max(1, len(scores)) // _COLUMNS)
     foot = 0.95 + rows * (_HEIGHT + _BETWEEN)
     sheet = page(WIDTH, foot + 0.2)
@@ -75,9 +75,11 @@ def layer_figure(compared: pd.DataFrame, names: tuple[str, str]) -> Figure:
 
 
 def _draw(axes: Axes, compared: pd.DataFrame, score: str) -> None:
-    some = compared[compared["score"] == score].reset_index(drop=True)
+    some = compared[compared["measure"] == score].reset_index(drop=True)
     for offset, (which, colour) in zip(
-        (-0.12, 0.12), zip(("first", "second"), TAIL_COLOURS.values(), strict=True), strict=True
+        (-0.12, 0.12),
+        zip(("value", "other_value"), TAIL_COLOURS.values(), strict=True),
+        strict=True,
     ):
         place = some.index.to_numpy() + offset
         axes.vlines(place, some[f"{which}_low"], some[f"{which}_high"], color=colour, lw=1.2)

@@ -28,7 +28,7 @@ from polysem.report.panels import draw_sparkline
 from polysem.report.unit import Unit, aspect, captions, described, open_unit
 from polysem.store.run import Run
 
-__all__ = ["site_sheet"]
+__all__ = ["draw_row", "site_sheet"]
 
 #: Images in a row, and inches: the words before them, the chart after them, gaps between images
 #: and between groups.
@@ -102,7 +102,7 @@ def site_sheet(
             continue
         draw_sparkline(sheet, (last, top, _CHART, picture), one)
         for tail, start in starts.items():
-            _draw_row(sheet, (start, top, cell, picture), run, one, tail, images, most)
+            draw_row(sheet, (start, top, cell, picture), run, one, tail, images, most)
     notes = "Distribution: number of images on a square-root scale, from minimum to maximum."
     if facts["grid"] is not None:
         notes = f"{OUTLINED} {notes}"
@@ -110,7 +110,7 @@ def site_sheet(
     return figure_of(sheet)
 
 
-def _draw_row(
+def draw_row(
     sheet: Axes,
     first: tuple[float, float, float, float],
     run: Run,

@@ -22,7 +22,7 @@ from xarray.core import indexing
 from polysem.errors import RunError
 from polysem.store.schema import LABELS, Variable
 
-__all__ = ["open_arrays", "read_table"]
+__all__ = ["open_arrays", "read_parquet"]
 
 #: What may be declared: so many bytes, and so many times what lies on the disk. Constant arrays
 #: compress to next to nothing, and are small; large ones hold activations, which do not.
@@ -120,7 +120,7 @@ def _guarded(variable: xr.Variable, where: str) -> indexing.LazilyIndexedArray:
     return indexing.LazilyIndexedArray(_Guarded(variable, where))
 
 
-def read_table(file: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
+def read_parquet(file: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read a parquet table of a run.
 
     Parameters

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
-from polysem.store.guarded import open_arrays, read_table
+from polysem.store.guarded import open_arrays, read_parquet
 from polysem.store.manifest import checked_manifest
 from polysem.store.schema import EMBEDDINGS, FORMAT, GATES, HEADS, IMAGES, TABLES, UNITS
 
@@ -69,7 +69,7 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """One row an image: image (index in the data), key, label, prediction, loss, correct."""
-        return read_table(self._part("images.parquet"), IMAGES)
+        return read_parquet(self._part("images.parquet"), IMAGES)
 
     @property
     def classes(self) -> list[str] | None:
@@ -169,6 +169,25 @@ class Run:
             )
         return open_arrays(self.path / "crop_embeddings.zarr", site)["embedding"]
 
+    @property
+    def facet_directions(self) -> xr.DataArray:
+        """What the facets of ``tables/facet_clusters.parquet`` were compared by [row, dim], lazily.
+
+        Directions of length 1 from the mean of all embeddings.
+
+        Raises
+        ------
+        RunError
+            If there are none.
+        """
+        store = self.path / "facet_clusters.zarr"
+        if not store.is_dir():
+            raise RunError(
+                f"{self.path} has no clusters of facets; make them with polysem clusters "
+                f"{self.path} --of facets"
+            )
+        return open_arrays(store, None)["direction"]
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 
@@ -184,7 +203,7 @@ class Run:
                 f"this run has no table {name!r}{did_you_mean(name, known)}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return read_table(file, TABLES.get(name))
+        return read_parquet(file, TABLES.get(name))
 
     def contributions(self, site: str) -> xr.Dataset:
         """Return the contribution maps of a site's exemplars, lazily.

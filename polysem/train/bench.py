@@ -75,6 +75,8 @@ def bench_train(
     RecipeError
         If the recipe cannot be followed.
     """
+    if recipe.contrast is not None:
+        raise RecipeError("the bench measures trainings on classes, not those with contrast")
     recipe = _endless(recipe)
     with settings(recipe.threads), processes(device) as group:
         if group.count > 1:

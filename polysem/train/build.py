@@ -39,6 +39,11 @@ __all__ = [
 
 
 _MUON_MOMENTUM = 0.95
+#: First and last weights of open_clip's towers, as patterns.
+_ENDS_OF_TOWERS = (
+    "token_embedding.*", "positional_embedding", "text_projection", "visual.conv1.*",
+    "visual.proj", "visual.*positional_embedding", "visual.class_embedding",
+)  # fmt: skip
 
 
 def build_model(recipe: Model, *, n_classes: int) -> nn.Module:
@@ -247,7 +252,8 @@ def _first_and_last(model: nn.Module) -> tuple[str, ...]:
     for key in ("first_conv", "classifier"):
         value = config.get(key) or ()
         names += [value] if isinstance(value, str) else value
-    return tuple(f"{name}.*" for name in names)
+    towers = _ENDS_OF_TOWERS if hasattr(model, "visual") else ()
+    return (*(f"{name}.*" for name in names), *towers)
 
 
 def choose_clip(recipe: Clip, model: nn.Module) -> Callable[[], object]:

@@ -11,6 +11,8 @@ from polysem.train.recipe import Recipe, recipe_to_dict
 
 __all__ = ["model_card"]
 
+_LOWEST = 10
+
 
 def model_card(
     recipe: Recipe, metrics: Mapping[str, Any], *, classes: Sequence[str], command: str
@@ -27,23 +29,10 @@ def model_card(
     command : str
         What trains the model again.
     """
-    low, high = (100 * bound for bound in metrics["test_accuracy_95"])
-    by_class = "\n".join(
-        f"| {name} | {'no test image' if share is None else f'{100 * share:.1f} %'} |"
-        for name, share in zip(classes, metrics["test_class_accuracy"], strict=True)
-    )
+    about = _of_classes if recipe.contrast is None else _of_phrases
     return f"""# {recipe.model.name}, trained on {recipe.data.train}
 
-{_notes(recipe)}**Test accuracy {100 * metrics["test_accuracy"]:.2f} %** (95 % Wilson interval \
-{low:.2f} to {high:.2f} %; {metrics["test_images"]:,} images of `{recipe.data.test}`; \
-test loss {metrics["test_loss"]:.4f}), measured on the weights as they are in the file, \
-{recipe.save_as}. Balanced accuracy {100 * metrics["test_balanced_accuracy"]:.2f} %; expected \
-calibration error {100 * metrics["test_calibration_error"]:.2f} % (15 bins).
-{_average(metrics)}{_by_heart(metrics)}
-| Class | Recognised |
-|---|---|
-{by_class}
-
+{_notes(recipe)}{about(recipe, metrics, classes)}
 ## How it was made
 
     {command}
@@ -63,6 +52,44 @@ The recipe:
 ```yaml
 {yaml.safe_dump(_without_notes(recipe), sort_keys=False).strip()}
 ```
+"""
+
+
+def _of_classes(recipe: Recipe, metrics: Mapping[str, Any], classes: Sequence[str]) -> str:
+    low, high = (100 * bound for bound in metrics["test_accuracy_95"])
+    by_class = "\n".join(
+        f"| {name} | {'no test image' if share is None else f'{100 * share:.1f} %'} |"
+        for name, share in zip(classes, metrics["test_class_accuracy"], strict=True)
+    )
+    return f"""**Test accuracy {100 * metrics["test_accuracy"]:.2f} %** (95 % Wilson interval \
+{low:.2f} to {high:.2f} %; {metrics["test_images"]:,} images of `{recipe.data.test}`; \
+test loss {metrics["test_loss"]:.4f}), measured on the weights as they are in the file, \
+{recipe.save_as}. Balanced accuracy {100 * metrics["test_balanced_accuracy"]:.2f} %; expected \
+calibration error {100 * metrics["test_calibration_error"]:.2f} % (15 bins).
+{_average(metrics)}{_by_heart(metrics)}
+| Class | Recognised |
+|---|---|
+{by_class}
+"""
+
+
+def _of_phrases(recipe: Recipe, metrics: Mapping[str, Any], _classes: Sequence[str]) -> str:
+    found = {name: a for name, a in metrics["test_concept_auroc"].items() if a is not None}
+    lowest = sorted(found.items(), key=lambda item: item[1])[:_LOWEST]
+    rows = "\n".join(f"| {name} | {auroc:.4f} |" for name, auroc in lowest)
+    return f"""**Zero-shot AUROC {metrics["test_auroc"]:.4f}** (median over {len(found)} concepts; \
+a tenth of them have {metrics["test_auroc_lowest_tenth"]:.4f} or less): how often an image that \
+shows a concept fits its words better than one that does not; 0.5 is chance. Of \
+{100 * metrics["test_accuracy"]:.2f} % of the images the concept that fits best is true. \
+{metrics["test_images"]:,} images of `{recipe.data.test}`; test loss {metrics["test_loss"]:.4f}; \
+measured on the weights as they are in the file, {recipe.save_as}.
+
+| The {len(lowest)} lowest | AUROC |
+|---|---|
+{rows}
+
+The folder is open_clip's own: `open_clip.create_model_and_transforms("local-dir:FOLDER")`, or \
+`polysem describe-neurons RUN --clip FOLDER`.
 """
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +54,25 @@ class Evaluation:
     def balanced_accuracy(self) -> float:
         """Mean of `class_accuracy` over the classes that have images: 1 / classes by chance."""
         return float(np.nanmean(self.class_accuracy))
+
+    def record(self) -> dict[str, float]:
+        """Return what the log says of it."""
+        return {
+            "test_loss": self.loss,
+            "test_accuracy": self.accuracy,
+            "test_balanced_accuracy": self.balanced_accuracy,
+            "test_calibration_error": self.calibration_error,
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what checkpoint and card say of it."""
+        by_class = self.class_accuracy.tolist()
+        return {
+            **self.record(),
+            "test_accuracy_95": list(wilson_interval(self.n_correct, self.n_images)),
+            "test_images": self.n_images,
+            "test_class_accuracy": [None if math.isnan(share) else share for share in by_class],
+        }
 
 
 def evaluate(

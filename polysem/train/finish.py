@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from torch import nn
 
 from polysem.models.checkpoint import read_checkpoint, save_checkpoint
 from polysem.train.build import with_methods
+from polysem.train.captioned import Captioned
 from polysem.train.card import model_card
+from polysem.train.contrast import Matching, match_phrases, write_config
 from polysem.train.curves import draw_curves
-from polysem.train.evaluate import Evaluation, evaluate, wilson_interval
+from polysem.train.evaluate import Evaluation, evaluate
 from polysem.train.outputs import Outputs
 from polysem.train.prepare import Job
 from polysem.train.recipe import recipe_to_dict
@@ -74,14 +75,18 @@ def save_weights(
     check_weights(model, step)
     if not job.group.first:
         return
-    recipe = job.recipe
+    recipe, classes = job.recipe, job.train.classes
+    args = {**with_methods(recipe).args, "num_classes": len(classes)}
+    if recipe.contrast is not None:
+        write_config(path.parent, recipe)
+        args = recipe.model.args
     save_checkpoint(
         path,
         recipe.model.name,
-        {**with_methods(recipe).args, "num_classes": len(job.train.classes)},
+        args,
         model.state_dict(),
         transform=job.transform,
-        classes=job.train.classes,
+        classes=None if recipe.contrast is not None else classes,
         recipe=recipe_to_dict(recipe),
         metrics=metrics,
         step=step,
@@ -89,8 +94,10 @@ def save_weights(
     )
 
 
-def evaluate_job(job: Job, model: nn.Module) -> Evaluation:
+def evaluate_job(job: Job, model: nn.Module) -> Evaluation | Matching:
     """Test a model, or its average, as the recipe says, with all processes."""
+    if isinstance(job.test, Captioned):
+        return match_phrases(model, job.test, job.transform, job.recipe)
     return evaluate(
         model,
         job.test,
@@ -125,7 +132,7 @@ def finish(
     if job.average is not None:
         averaged = _stored(job, outputs.average, job.average.module, progressed.step)
         metrics["average_test_accuracy"] = averaged.accuracy
-        own = {**metrics, **_tested(averaged)}
+        own = {**metrics, **averaged.metrics()}
         save_weights(
             job, outputs.average, step=progressed.step, metrics=own, model=job.average.module
         )
@@ -140,7 +147,7 @@ def finish(
     return TrainResult(outputs.model, metrics)
 
 
-def _stored(job: Job, path: Path, model: nn.Module, step: int) -> Evaluation:
+def _stored(job: Job, path: Path, model: nn.Module, step: int) -> Evaluation | Matching:
     """Write weights, take them back as the file has them, and test those."""
     save_weights(job, path, step=step, model=model)
     job.group.wait()
@@ -149,11 +156,11 @@ def _stored(job: Job, path: Path, model: nn.Module, step: int) -> Evaluation:
 
 
 def _metrics(
-    job: Job, progressed: Progressed, last: Mapping[str, Any], test: Evaluation
+    job: Job, progressed: Progressed, last: Mapping[str, Any], test: Evaluation | Matching
 ) -> dict[str, Any]:
     device = job.train.labels.device
     return {
-        **_tested(test),
+        **test.metrics(),
         "train_loss": last["train_loss"],
         "train_accuracy": last["train_accuracy"],
         "steps": progressed.step,
@@ -167,21 +174,13 @@ def _metrics(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("polysem", "torch", "timm")},
+            **{name: version(name) for name in _packages(job)},
         },
         "train_fingerprint": job.train.fingerprint,
         "test_fingerprint": job.test.fingerprint,
     }
 
 
-def _tested(test: Evaluation) -> dict[str, Any]:
-    by_class = [None if math.isnan(share) else float(share) for share in test.class_accuracy]
-    return {
-        "test_accuracy": test.accuracy,
-        "test_accuracy_95": list(wilson_interval(test.n_correct, test.n_images)),
-        "test_balanced_accuracy": test.balanced_accuracy,
-        "test_calibration_error": test.calibration_error,
-        "test_loss": test.loss,
-        "test_images": test.n_images,
-        "test_class_accuracy": by_class,
-    }
+def _packages(job: Job) -> tuple[str, ...]:
+    towers = () if job.recipe.contrast is None else ("open_clip_torch",)
+    return ("polysem", "torch", "timm", *towers)

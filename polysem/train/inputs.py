@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from polysem.train.section import Count, CountOrZero, Positive, PositiveOrZero, Section
 
-__all__ = ["Augment", "Data", "RandAugment"]
+__all__ = ["Augment", "Contrast", "Data", "RandAugment"]
 
 _Share = Annotated[PositiveOrZero, Field(le=1)]
 
@@ -71,3 +71,15 @@ class Augment(Section):
             if self.resized_crop[0] > self.resized_crop[1]:
                 raise ValueError("resized_crop takes the smaller share of the area first")
         return self
+
+
+class Contrast(Section):
+    """Phrases about drawn images, true of some images of a step and false of others.
+
+    Each image gives `phrases` to a step, drawn anew every time. Of the images, `crops` is the share
+    that is cut, most often around one object, and scaled to the model's size; what a phrase says
+    then has to be seen in the cutting.
+    """
+
+    phrases: Count = 2
+    crops: _Share = 0.6

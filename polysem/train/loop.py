@@ -8,6 +8,8 @@
     OUT/snapshots/         weights on the way, from untrained to trained
     OUT/state.pt           where an interrupted training goes on; gone when it has finished
     OUT/model.safetensors  the trained model, for `load_model`
+    OUT/open_clip_model.safetensors, open_clip_config.json  instead of it, where the recipe trains a
+        CLIP model: OUT is then a folder as open_clip keeps them, for `load_clip`
     OUT/average.safetensors  the moving average of its weights, where the recipe asks for one
     OUT/README.md          its model card
 """
@@ -118,7 +120,7 @@ def train(
     KeyboardInterrupt
         After Ctrl-C; says how to resume.
     """
-    outputs = Outputs(Path(out).expanduser())
+    outputs = Outputs(Path(out).expanduser(), clip=recipe.contrast is not None)
     outputs.check(resume=resume, overwrite=overwrite)
     recipe = with_start(recipe)
     if resume and not outputs.state.exists():
@@ -272,10 +274,7 @@ def _end_epoch(
         "lr": lr,
         "train_loss": progressed.loss_sum / progressed.n_seen,
         "train_accuracy": progressed.n_correct / progressed.n_seen,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "test_balanced_accuracy": test.balanced_accuracy,
-        "test_calibration_error": test.calibration_error,
+        **test.record(),
         **({} if average is None else {"average_test_accuracy": average.accuracy}),
         "images_per_s": progressed.n_seen / progressed.train_s,
         "cpu_s": progressed.cpu_s,

@@ -22,19 +22,21 @@ class Outputs:
     Parameters
     ----------
     folder : Path
+    clip : bool
+        Whether the trained model is open_clip's, in a folder as open_clip keeps them.
 
     Attributes
     ----------
     recipe, log, curves, state, model, average, card : Path
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, clip: bool = False) -> None:
         self.folder = folder
         self.recipe = folder / "recipe.yaml"
         self.log = folder / "log.jsonl"
         self.curves = folder / "curves.png"
         self.state = folder / "state.pt"
-        self.model = folder / "model.safetensors"
+        self.model = folder / ("open_clip_model.safetensors" if clip else "model.safetensors")
         self.average = folder / "average.safetensors"
         self.card = folder / "README.md"
 

@@ -27,6 +27,8 @@ from polysem.train.build import (
     give_strengths_a_rate,
     with_methods,
 )
+from polysem.train.captioned import caption_truth
+from polysem.train.contrast import build_clip
 from polysem.train.hold import hold
 from polysem.train.images import ImageSet
 from polysem.train.losses import Loss
@@ -104,7 +106,11 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
         If the data has no labels, or its two parts have different classes.
     """
     recipe = with_start(recipe)
-    _known_model(recipe)
+    contrasts = recipe.contrast is not None
+    if not contrasts:
+        _known_model(recipe)
+    elif group.count > 1:
+        raise RecipeError("contrast compares all images of a step: it trains in one process")
     network = with_methods(recipe)
     train = load_data(recipe.data.train, limit=recipe.data.train_limit)
     test = load_data(recipe.data.test, limit=recipe.data.test_limit)
@@ -112,10 +118,15 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
     epoch_steps, total_steps = _lengths(recipe, len(train))
     _check_parts(recipe, len(train), group.count)
     torch.manual_seed(recipe.seed)
-    model = build_model(network, n_classes=len(classes))
-    check_conversion(recipe, model, total_steps)
-    transform = start_weights(recipe, model)
-    memory_format = choose_memory_format(model, group.device)
+    if contrasts:
+        model, transform = build_clip(recipe.model)
+    else:
+        model = build_model(network, n_classes=len(classes))
+        check_conversion(recipe, model, total_steps)
+        transform = start_weights(recipe, model)
+    # of two towers the convolutions take the time, and they are faster so, on a CPU as well
+    last = torch.channels_last
+    memory_format = last if contrasts else choose_memory_format(model, group.device)
     model.to(group.device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     optimiser = choose_optimiser(recipe.optimiser, model)
     give_strengths_a_rate(optimiser, model, recipe.attention.lr if recipe.attention else None)
@@ -126,7 +137,9 @@ def prepare(recipe: Recipe, group: Processes, *, report: Callable[[str, int, int
         final_lr=recipe.schedule.final_lr,
     )
     learned, tested = (
-        hold(data, transform, recipe, group, classes=classes, report=report, training=training)
+        caption_truth(data, transform, device=group.device, report=report)
+        if contrasts
+        else hold(data, transform, recipe, group, classes=classes, report=report, training=training)
         for data, training in ((train, True), (test, False))
     )
     average = choose_average(recipe, model)

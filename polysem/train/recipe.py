@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from polysem.errors import MissingError, RecipeError, did_you_mean
-from polysem.train.inputs import Augment, Data, RandAugment
+from polysem.train.inputs import Augment, Contrast, Data, RandAugment
 from polysem.train.methods import Attention, DropHead, Dropout, PatchDropout
 from polysem.train.section import BelowOne as _BelowOne
 from polysem.train.section import Count as _Count
@@ -26,8 +26,10 @@ from polysem.train.section import PositiveOrZero as _PositiveOrZero
 from polysem.train.section import Section as _Section
 
 __all__ = [
+    "OPEN_CLIP",
     "Augment",
     "Clip",
+    "Contrast",
     "Data",
     "Model",
     "Optimiser",
@@ -38,6 +40,14 @@ __all__ = [
     "parse_recipe",
     "recipe_to_dict",
 ]
+
+OPEN_CLIP = "open_clip"
+"""What ``model.name`` says where open_clip builds the model, two towers, from ``model.args``."""
+
+_METHODS = (
+    "attention", "feat_scale", "drop_head", "dropout", "spatial_dropout", "patch_dropout",
+    "center_norm", "post_norm", "weighted_residual", "spectral_init",
+)  # fmt: skip
 
 #: Values that a recipe may have, aliases written out: far more than any needs.
 _MOST_VALUES = 10_000
@@ -127,6 +137,8 @@ class Recipe(_Section):
     attention, feat_scale, drop_head, dropout, spatial_dropout, patch_dropout, center_norm, \
     post_norm, weighted_residual, spectral_init
         Methods that live in the model, see `polysem.train.methods`; off by default.
+    contrast : section, optional
+        Learn which phrases are true of an image instead of its class: a CLIP model.
     loss : str
         ``cross_entropy``; ``bce``, binary cross-entropy with clamped targets; or ``auto``: bce for
         B-cos models, cross-entropy for all others.
@@ -164,6 +176,7 @@ class Recipe(_Section):
     optimiser: Optimiser
     schedule: Schedule
     augment: Augment = Augment()
+    contrast: Contrast | None = None
     attention: Attention | None = None
     feat_scale: bool = False
     drop_head: DropHead | None = None
@@ -196,6 +209,32 @@ class Recipe(_Section):
                 "must be true or left out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _classes_or_phrases(self) -> Recipe:
+        if (self.contrast is not None) != (self.model.name == OPEN_CLIP):
+            raise ValueError(
+                f"contrast trains a CLIP model and nothing else does: give it with model.name "
+                f"{OPEN_CLIP!r}, or neither"
+            )
+        if self.contrast is not None and (foreign := list(self._about_classes())):
+            raise ValueError(f"with contrast these keep their defaults: {', '.join(foreign)}")
+        return self
+
+    def _about_classes(self) -> Iterator[str]:
+        """Yield what is set that only a training on classes follows."""
+        keys = (*_METHODS, "loss", "accumulate", "ema")
+        yield from (k for k in keys if getattr(self, k) != type(self).model_fields[k].default)
+        if self.model.weights is not None:
+            yield "model.weights"
+        if self.schedule.conversion_steps:
+            yield "schedule.conversion_steps"
+        if self.augment != Augment(flip=self.augment.flip):
+            yield "augment (but flip)"
+        if self.data != Data(train=self.data.train, test=self.data.test):
+            yield "data (but train and test)"
+        if self.snapshots:
+            yield "snapshots (0 here: none are kept)"
 
     @model_validator(mode="after")
     def _rate_falls(self) -> Recipe:

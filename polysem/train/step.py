@@ -10,6 +10,8 @@ from itertools import islice, tee
 from torch import Tensor
 
 from polysem.train.augment import augment_part, mix
+from polysem.train.captioned import Captioned
+from polysem.train.contrast import learn_phrases
 from polysem.train.evaluate import autocast
 from polysem.train.order import Part, balanced_order, epoch_order, parts
 from polysem.train.prepare import Job
@@ -35,7 +37,7 @@ class Stepped:
         This process's part of the mean loss over the images of the step.
     n_correct : Tensor
         How many of its images were recognised; of a mixed image the class of the larger share
-        counts.
+        counts. Of two towers: of how many images the best phrase is true.
     """
 
     lr: float
@@ -105,6 +107,8 @@ def take_step(job: Job, showings: list[Showing], watch: Watch = lambda done: Non
 def _learn(job: Job, part: Part, pixels: Tensor, watch: Watch) -> tuple[Tensor, Tensor]:
     """Add the gradients of one part to the weights'; return its share of the loss, and its hits."""
     recipe = job.recipe
+    if isinstance(job.train, Captioned):
+        return _match(job, job.train, part, pixels, watch)
     labels = job.train.labels[part.indices.to(pixels.device)]
     changed = augment_part(pixels, recipe.augment, part, recipe.seed)
     watch("augment")
@@ -125,3 +129,14 @@ def _learn(job: Job, part: Part, pixels: Tensor, watch: Watch) -> tuple[Tensor, 
     watch("backward")
     answers = targets.argmax(1) if targets.ndim == 2 else targets
     return loss.detach(), (logits.detach().argmax(1) == answers).sum()
+
+
+def _match(
+    job: Job, images: Captioned, part: Part, pixels: Tensor, watch: Watch
+) -> tuple[Tensor, Tensor]:
+    """Do for two towers what `_learn` does for one; a step is one part here."""
+    loss, n_correct = learn_phrases(job.recipe, images, job.transform, job.network, part, pixels)
+    watch("forward")
+    job.group.backward(loss)
+    watch("backward")
+    return loss.detach(), n_correct

@@ -17,6 +17,9 @@ def test_the_demo_writes_table_and_pictures(
     assert (table["bcos dead"] == 0).all()
     assert len(list((tmp_path / "demo").glob("*.png"))) == 6
     said = capsys.readouterr().out
+    page = tmp_path / "demo" / "report" / "index.html"
+    assert page.is_file()
+    assert page.as_uri() in said
     for name in ("bcos", "vit"):
         share = float(said.split(f"{name}: ")[1].split("%")[0])
         assert share >= 95  # what the shipped models were trained to

@@ -17,6 +17,7 @@ from polysem.models.norms import (
     GroupNorm1,
     LayerNorm,
     PositionNorm2d,
+    held,
 )
 
 
@@ -170,3 +171,21 @@ def test_center_norm_stretches_by_no_more_than_it_says(features: int) -> None:
 def test_center_norm_of_one_feature_is_refused() -> None:
     with pytest.raises(SpecError, match="at least 2"):
         CenterNorm(1)
+
+
+def test_a_norm_is_held_to_its_values_and_linear_for_derivatives() -> None:
+    norm = nn.LayerNorm(5).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    for out in (held(norm, x), held(norm, x, norm(x))):
+        torch.testing.assert_close(out, norm(x))
+        along = torch.randn(2, 3, 5, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad(out, x, along)
+        # what reaches it is all there, but for the bias
+        whole = ((out - norm.bias) * along).sum()
+        torch.testing.assert_close((gradient * x).sum(), whole)
+    assert held(nn.Identity(), x) is x
+    with pytest.raises(SpecError, match="GroupNorm cannot be held fixed"):
+        held(nn.GroupNorm(1, 3), x)

@@ -54,8 +54,8 @@ def test_map_of_any_number_of_groups(n_groups: int, tmp_path: Path) -> None:
 
 def test_layers_of_two_networks() -> None:
     rows = [
-        {"site": site, "score": score, "first": 1.0, "first_low": 0.5, "first_high": 1.5,
-         "second": 2.0, "second_low": 1.5, "second_high": np.inf}
+        {"site": site, "measure": score, "value": 1.0, "value_low": 0.5, "value_high": 1.5,
+         "other_value": 2.0, "other_value_low": 1.5, "other_value_high": np.inf}
         for site in ("blocks.0.mlp.hook_post", "blocks.0.attn.hook_z", "hook_pooled")
         for score in ("kurtosis", "hoyer", "ms_above_chance", "tail_ratio")
     ]  # fmt: skip

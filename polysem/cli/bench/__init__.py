@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from polysem.cli.bench.compare import bench_compare
 from polysem.cli.bench.explain import bench_explain
 from polysem.cli.bench.heads import bench_heads
 from polysem.cli.bench.lipschitz import bench_lipschitz
 from polysem.cli.bench.monosemanticity import bench_monosemanticity
 from polysem.cli.bench.polysemanticity import bench_polysemanticity
 from polysem.cli.bench.probe import bench_probe
+from polysem.cli.bench.report import bench_report
 from polysem.cli.bench.train import bench_train
 
 __all__ = ["bench"]
@@ -18,10 +20,12 @@ bench = typer.Typer(
     help="Measure polysem on this machine; each bench prints a table and writes DIR/table.csv.",
     no_args_is_help=True,
 )
+bench.command("compare")(bench_compare)
 bench.command("explain")(bench_explain)
 bench.command("heads")(bench_heads)
 bench.command("lipschitz")(bench_lipschitz)
 bench.command("monosemanticity")(bench_monosemanticity)
 bench.command("polysemanticity")(bench_polysemanticity)
 bench.command("probe")(bench_probe)
+bench.command("report")(bench_report)
 bench.command("train")(bench_train)

@@ -29,9 +29,10 @@ def bench_polysemanticity(
     Example: [bold]polysem bench polysemanticity --out runs/planted[/bold]
     """
     from polysem.cli.bench.planted import MODERATE, at_noise, planted_benchmark
-    from polysem.cli.tables import print_table, save_table
+    from polysem.cli.tables import print_table
     from polysem.data.shipped import shipped_file
     from polysem.report.planted import scores_figure
+    from polysem.store.tables import save_table
 
     network = model or str(shipped_file("models", "shapes_micro_vit.safetensors"))
     table, splice = planted_benchmark(

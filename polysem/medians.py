@@ -1,4 +1,4 @@
-"""Medians over units with intervals: how a layer, or two, compare.
+"""Medians over units with intervals.
 
 Intervals come from a bootstrap over units. They say how far the median of a layer would move with
 other units of the same network on the same images; of other seeds of the training they say
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["median_difference", "median_interval"]
+__all__ = ["median_interval"]
 
 _REPLICATES = 1000
 
@@ -26,20 +26,6 @@ def median_interval(values: npt.ArrayLike, *, seed: int = 0) -> tuple[float, flo
         return float("nan"), float("nan"), float("nan")
     low, high = _ends(_drawn_medians(known, np.random.default_rng(seed)))
     return float(np.median(known)), low, high
-
-
-def median_difference(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return median(a) - median(b) and the ends of its 95 % interval; NaN is left out."""
-    first, second = _known(a), _known(b)
-    if not (len(first) and len(second)):
-        return float("nan"), float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    with np.errstate(invalid="ignore"):  # of two infinite medians there is no difference
-        drawn = _drawn_medians(first, rng) - _drawn_medians(second, rng)
-        difference = np.median(first) - np.median(second)
-    return float(difference), *_ends(drawn)
 
 
 def _known(values: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -207,6 +207,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("facets", "RUN"),
     ("concepts", "RUN"),
     ("clusters", "RUN"),
+    ("report", "RUN", "--out", "site"),
     ("embed", "RUN", "--model", "timm:vit_tiny_patch16_224"),
 )
 
@@ -238,6 +239,48 @@ def _open_run(rng: random.Random, folder: Path, canary: Path) -> None:
             site = rng.choice([str(name) for name in sites])
     words = [{"RUN": "run", "SITE": site}.get(word, word) for word in rng.choice(_COMMANDS)]
     command_line(*words)
+    _require_no_injection(folder)
+
+
+#: Names that would run, or break out of where they stand, on a page that does not escape them.
+_PAYLOADS = (
+    "<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", '" onload="alert(1)',
+    "' onclick='alert(1)", "<!-- <script>", "]]>", "{{ 7 * 7 }}", "${alert(1)}", "&lt;b&gt;",
+    "../../escape", "\x1b[2J", "a\u2028b", "%0a<b>",
+)  # fmt: skip
+
+
+def _open_names(rng: random.Random, folder: Path, canary: Path) -> None:
+    """Give a whole run hostile names, and write its report and pictures."""
+    file = folder / "run" / "manifest.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    said["model"] |= {"name": rng.choice(_PAYLOADS), "spec": rng.choice(_PAYLOADS)}
+    said["data"] |= {"name": rng.choice(_PAYLOADS), "classes": rng.sample(_PAYLOADS, 3)}
+    said["notes"] = [rng.choice(_PAYLOADS)]
+    said["skipped"] = [{"key": rng.choice(_PAYLOADS), "reason": rng.choice(_PAYLOADS)}]
+    file.write_text(json.dumps(said), encoding="utf-8")
+    images = folder / "run" / "images.parquet"
+    table = pd.read_parquet(images)
+    keys = [f"{rng.choice(_PAYLOADS)}{i}" for i in range(len(table))]
+    table.assign(key=keys).to_parquet(images, index=False)
+    site = rng.choice(list(said["sites"]))
+    ways = (
+        ("report", "run", "--out", "site"),
+        ("show", "run", "--out", "out.png"),
+        ("show", "run", "--site", site, "--unit", "1", "--out", "pictures/a.svg"),
+    )
+    command_line(*rng.choice((ways[0], *ways)))
+    _require_no_injection(folder)
+
+
+def _require_no_injection(folder: Path) -> None:
+    tags = ("<script>alert(1)", "</script><img")
+    for page in (*folder.rglob("*.html"), *folder.rglob("*.svg")):
+        text = page.read_text(encoding="utf-8")
+        # in a drawing these quotes stand in text, where they end nothing
+        quotes = (' onload="alert', " onclick='alert") if page.suffix == ".html" else ()
+        for payload in (*tags, *quotes):
+            assert payload not in text, f"{page.name} holds {payload!r} as it is"
 
 
 def command_line(*words: str) -> None:
@@ -446,6 +489,7 @@ TARGETS = (
     Target("checkpoint", _write_checkpoints, _open_checkpoint),
     Target("hugging_face", _write_hugging_face, _open_hugging_face),
     Target("run", _write_run, _open_run),
+    Target("names", _write_run, _open_names),
     Target("recipe", _write_recipe, _open_recipe),
     Target("vocabulary", _write_vocabularies, _open_vocabulary),
     Target("images", _write_images, _open_images),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from targets import TARGETS, Target, try_once
 
 #: Trials of each; a run is opened by whole commands, and Hugging Face's loader takes its time.
-_FEW = {"run": 4, "hugging_face": 6}
+_FEW = {"run": 4, "names": 2, "hugging_face": 6}
 
 
 @pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)

@@ -41,7 +41,7 @@ class Sizes:
     dim: int
     paired: int
     top: int = 16
-    repeats: int = 5
+    repeats: int = 3
 
 
 SIZES = {

@@ -231,8 +231,8 @@ def _read_metadata(table: Path, *, name: str) -> pd.DataFrame:
     if absent := [column for column in _NEEDED if column not in header]:
         near = did_you_mean(absent[0], header)
         raise DataError(f"{name}: {table} has no column {absent[0]!r}{near}")
-    if twice := [column for column, count in Counter(header).items() if count > 1]:
-        raise DataError(f"{name}: {table} has the column {twice[0]!r} more than once")
+    if repeated := [column for column, count in Counter(header).items() if count > 1]:
+        raise DataError(f"{name}: {table} has the column {repeated[0]!r} more than once")
     try:
         with table.open(encoding="utf-8-sig") as file:
             delimiter = _delimiter(file.readline())

@@ -1,6 +1,6 @@
 """Spoil every kind of file that polysem reads, many times over, and count what comes of it.
 
-    PYTHONPATH=. python tests/fuzz/long.py --trials 2000 --out /tmp/fuzz
+    PYTHONPATH=.:tests python tests/fuzz/long.py --trials 2000 --out /tmp/fuzz
 
 Each target runs in a process of its own with a limit on memory. Writes table.csv (target, trials,
 clean_errors, accepted, tracebacks, code_run, writes_outside, slowest_s, peak_mb) and faults.csv
@@ -14,14 +14,10 @@ import faulthandler
 import multiprocessing
 import resource
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-for _folder in (Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2]):
-    sys.path.insert(0, str(_folder))
 
 import pandas as pd
 from targets import TARGETS, Outcome, try_once

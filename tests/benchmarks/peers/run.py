@@ -22,10 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[3]))  # polysem of this working tree
-
-import repair  # noqa: F401  before timm
 import pandas as pd
+import repair  # noqa: F401  before timm
 import torch
 from drawing import draw_table
 from environments import ENVIRONMENTS, Installed, install
@@ -75,7 +73,6 @@ def main() -> None:
     asked = _arguments()
     asked.environments.mkdir(parents=True, exist_ok=True)
     asked.out.mkdir(parents=True, exist_ok=True)
-    load = os.getloadavg()[0]
     installed = {_OURS: Installed(Path(sys.executable), version("polysem"))}
     for environment in ENVIRONMENTS.values():
         installed[environment.name] = install(environment, asked.environments)
@@ -86,11 +83,13 @@ def main() -> None:
         for number, row in enumerate(ROWS):
             if asked.task and row.task not in asked.task:
                 continue
+            load = os.getloadavg()[0]
             measured, problem = _measured(row, installed[row.peer], asked, Path(scratch), number)
             rows.append(
                 {
                     "task": row.task, "peer": row.peer, "version": installed[row.peer].version,
-                    "how": row.how, **measured, "problem": problem,
+                    "how": row.how, "threads": asked.threads, "load": load, **measured,
+                    "problem": problem,
                 }
             )  # fmt: skip
             if not problem:
@@ -98,16 +97,26 @@ def main() -> None:
                 ours = next(n for n, r in enumerate(ROWS) if r.task == row.task)
                 rows[-1] |= _agreement(results[ours], results[number])
             print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
+    table = _with_older(pd.DataFrame(rows), asked.out / "table.csv")
     table["times_polysem"] = _beside_ours(table)
     table.round(4).to_csv(asked.out / "table.csv", index=False)
     draw_table(table, asked.out / "table.png")
     machine = {
-        "cpus": os.cpu_count(), "processor": _processor(), "threads": asked.threads,
-        "load_before": load, "load_after": os.getloadavg()[0], "torch": torch.__version__,
+        "cpus": os.cpu_count(), "processor": _processor(),
+        "torch": torch.__version__,
         "python": platform.python_version(), "size": asked.size, **asdict(SIZES[asked.size]),
     }  # fmt: skip
     (asked.out / "machine.json").write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_older(table: pd.DataFrame, file: Path) -> pd.DataFrame:
+    """Return the rows with those of other tasks that an earlier call has measured, in order."""
+    if file.is_file():
+        older = pd.read_csv(file, keep_default_na=True)
+        older["problem"] = older["problem"].fillna("")
+        table = pd.concat([older[~older["task"].isin(table["task"])], table])
+    order = list(dict.fromkeys(row.task for row in ROWS))
+    return table.sort_values("task", key=lambda tasks: tasks.map(order.index), kind="stable")
 
 
 def _arguments() -> argparse.Namespace:
@@ -119,7 +128,9 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--task", nargs="*", default=[], help="some tasks only")
+    parser.add_argument(
+        "--task", nargs="*", default=[], help="some tasks only; others stay as they are"
+    )
     return parser.parse_args()
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 
 from polysem.analysis.evolution import evolution_tables
@@ -141,7 +140,10 @@ def evolve(
         "versions": describe_versions(),
     }
 
+    begun: list[Path] = []
+
     def begin(first: Path) -> None:
+        begun.append(first)
         if not resume:
             clear_evolution(folder, but=first)
         write_evolution(folder, started)
@@ -157,7 +159,7 @@ def evolve(
     finally:
         if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    if not done and not folder.exists():
+    if not (done or begun or resume):
         raise DataError("interrupted before the first snapshot was probed; nothing was written")
     if not done:
         return Evolution(folder, started)
@@ -185,7 +187,7 @@ def evolve(
             "vocabulary": None if towers is None else words.name,
         },
         "options": {**final.manifest["options"], "sites": list(final.sites)},
-        "notes": [*final.manifest["notes"], *what_is_missing(final)],
+        "notes": [*final.manifest["notes"], *what_is_missing(final), *_left_out(final)],
     }
     evolution = Evolution(folder, facts)
     chosen = list(units) or clear_units(evolution)
@@ -206,28 +208,38 @@ def _name(
 ) -> None:
     """Name the units of all runs; the vision-language model sees the images once."""
     encoder = image_encoder(clip)
-    kept = {step: _embedded(run, encoder) for step, run in runs.items()}
-    values = next((each for each in kept.values() if each is not None), None)
-    if values is None:
-        first = next(iter(runs.values()))
-        values = embed_images(first, source, encoder, batch_size or 64, progress=progress)
-    arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
-    arrays["embedding"].attrs |= {"encoder": clip.spec, "fingerprint": encoder.fingerprint}
-    for step, run in runs.items():
-        if kept[step] is None:
+    lacking = [run for run in runs.values() if not _is_embedded(run, encoder)]
+    donor = next((run for run in runs.values() if run not in lacking), None)
+    if lacking:
+        if donor is not None:
+            values = donor.clip_embeddings.to_numpy()
+        else:
+            values = embed_images(lacking[0], source, encoder, batch_size or 64, progress=progress)
+        arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
+        arrays["embedding"].attrs |= {"encoder": clip.spec, "fingerprint": encoder.fingerprint}
+        for run in lacking:
             add_arrays(run, "clip_embeddings", arrays)
     for run in runs.values():
-        describe_neurons(run, clip, concepts=words, progress=progress)
+        describe_neurons(run, clip, concepts=words, seen="images", progress=progress)
 
 
-def _embedded(run: Run, encoder: Encoder) -> np.ndarray | None:
-    """Return the embeddings of a run's images by a vision-language model, if it has them."""
+def _is_embedded(run: Run, encoder: Encoder) -> bool:
+    """Whether a run holds its images as a vision-language model sees them."""
     try:
         found = run.clip_embeddings
     except RunError:
-        return None
+        return False
     known = found.attrs.get("fingerprint") == encoder.fingerprint
-    return found.to_numpy() if known and len(found) == len(run.images) else None
+    return known and len(found) == len(run.images)
+
+
+def _left_out(run: Run) -> list[str]:
+    """Return a sentence on images that could not be read, if there are any."""
+    skipped = run.manifest["skipped"]
+    if not skipped:
+        return []
+    first = f"{skipped[0]['key']!r} ({skipped[0]['reason']})"
+    return [f"left out {len(skipped):,} images that cannot be read, such as {first}"]
 
 
 def _seen(run: Run, source: ImageData) -> Images:

@@ -1,6 +1,7 @@
 """Imported before every test: with torchvision repaired timm, transformers and bcos import."""
 
 import os
+import tempfile
 
 import hypothesis
 import pytest
@@ -9,6 +10,9 @@ import torch
 from polysem import _torchvision
 
 _torchvision.repair()
+
+# What is cached for later runs must not come from, or go to, the cache of whoever runs the tests.
+os.environ["POLYSEM_CACHE"] = tempfile.mkdtemp(prefix="polysem-tests-")
 
 # Tests use small tensors, on which threads wait for each other more than they work.
 torch.set_num_threads(1)

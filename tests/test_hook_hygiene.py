@@ -145,9 +145,10 @@ def find_circuits(work: Work) -> None:
     """Edges of all units, of which one is ablated, and a circuit; norms free, then held."""
     with probed_whole(work) as (run, loaded, data):
         options: dict[str, Any] = {"data": data, "device": "cpu", "progress": False}
-        edges(run, loaded, sites=run.sites, exemplars=1, check=1, **options)
+        sites = [*run.sites, work.site]
+        edges(run, loaded, sites=sites, exemplars=1, check=1, **options)
         of_class = int(run.images["prediction"].iloc[0])
-        circuits(run, loaded, of_class=of_class, sites=run.sites, exemplars=1, nodes=1, **options)
+        circuits(run, loaded, of_class=of_class, sites=sites, exemplars=1, nodes=1, **options)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
     "superposition": ("participation_share", "weight_cosine"),
     "unit_facets": ("facets", "effective_facets", "silhouette", "excess", "stability"),
     "unit_circuits": ("facets", "effective_facets", "excess", "stability", "within", "across"),
+    "edge_totals": ("completeness", "coverage"),
     "concepts": ("best_auroc", "count"),
     "labels": ("named", "score", "auroc", "rank_correlation"),
     "clusters": ("firmness",),
@@ -53,6 +54,12 @@ LEFT_OUT = {
     "facet_clusters": "groups of two networks do not correspond",
     "facet_cluster_summary": "groups of two networks do not correspond",
     "facet_cluster_quality": "facets of two networks are not equally many",
+    "facet_labels": "one row a facet; labels has units",
+    "head_labels": "names of heads, ranked by two measures",
+    "edges": "one row an edge; edge_totals has them by unit",
+    "edge_check": "how far edges can be trusted, and by different methods",
+    "cluster_edges": "groups of two networks do not correspond",
+    "facet_cluster_edges": "groups of two networks do not correspond",
     "head_pairs": "pairs share heads and are no sample; head_network has what they come to",
     "heads_by_class": "one row a class; heads has all classes",
     "head_drop": "a curve; head_network has the area under it",
@@ -224,6 +231,8 @@ def _kind(site: str) -> str:
     >>> _kind("blocks.3.mlp.hook_post"), _kind("layer1.0.hook_post"), _kind("hook_pooled")
     ('blocks.*.mlp.hook_post', '*.hook_post', 'hook_pooled')
     """
+    if site == "class":  # what edges into logits are of
+        return site
     parsed = parse_site(site)
     if parsed.layer is not None:
         return f"blocks.*.{parsed.part}"

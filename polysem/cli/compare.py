@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: What is written.
 FILES = (
     "comparison.parquet", "comparison.csv", "layers.parquet", "layers.csv", "forest.png",
-    "comparison.md", "comparison.json",
+    "dropped.png", "comparison.md", "comparison.json",
 )  # fmt: skip
 
 #: The most lines printed.
@@ -37,6 +37,9 @@ def compare(
     sites: Annotated[
         str | None,
         typer.Option(help="Globs of sites, comma-separated. Default: all, the same in all runs."),
+    ] = None,
+    tables: Annotated[
+        str | None, typer.Option(help="Tables, comma-separated. Default: all that all runs have.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for tables, forest plot and comparison.md.")
@@ -61,7 +64,8 @@ def compare(
     arms = arms_of(runs or [], group or [])
     if out is not None:
         require_free(out, FILES, overwrite=overwrite)
-    found = compare_runs(arms, sites=sites)
+    chosen = None if tables is None else [name.strip() for name in tables.split(",")]
+    found = compare_runs(arms, sites=sites, tables=chosen)
     for note in found.notes:
         print(f"note: {note}")
     order = found.table["q"].fillna(1).sort_values(kind="stable").index
@@ -128,13 +132,24 @@ def write_comparison(found: Comparison, out: Path) -> None:
 
     from polysem.report.comparison_page import comparison_markdown
     from polysem.report.forest import forest
+    from polysem.report.head_curves import drop_curves
     from polysem.report.page import save
     from polysem.store.tables import save_table, save_text
 
     save_table(found.table, out, "comparison")
     save_table(found.layers, out, "layers")
     save(forest(found.table), out / "forest.png")
-    page = comparison_markdown(found.table, found.arms, found.notes)
+    curves = {
+        f"{name} {k + 1}" if len(runs) > 1 else name: run
+        for name, runs in found.arms.items()
+        for k, run in enumerate(runs)
+    }
+    pictures = ["forest.png"]
+    (out / "dropped.png").unlink(missing_ok=True)  # of an older comparison
+    if "head_network" in set(found.table["table"]):
+        save(drop_curves(curves), out / "dropped.png")
+        pictures.append("dropped.png")
+    page = comparison_markdown(found.table, found.arms, found.notes, pictures=pictures)
     save_text(page, out / "comparison.md")
     arms = {
         name: [

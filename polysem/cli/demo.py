@@ -27,7 +27,6 @@ def demo(
 
     Example: [bold]polysem demo --out demo[/bold]
     """
-    from polysem.analysis.clusters import clusters
     from polysem.analysis.polysemanticity import polysemanticity
     from polysem.cli.report import write_report
     from polysem.cli.show import write_sheet
@@ -59,7 +58,6 @@ def demo(
     print("scoring neurons and writing the report …")
     for run in runs.values():
         polysemanticity(run, sites="*.mlp.hook_post")
-        clusters(run, sites="*.mlp.hook_post", feature="class")
     page = write_report(list(runs.values()), out / "report", overwrite=True)
     print(f"runs, table.csv and pictures are in {out}; try: polysem show {out / 'bcos'}")
     print(f"the report of both: open {page.absolute().as_uri()}")

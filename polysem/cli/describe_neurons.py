@@ -1,11 +1,20 @@
-"""``polysem describe-neurons``: names for the units of a run."""
+"""``polysem describe-neurons``: names for the units of a run, its facets and heads."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polysem.describe.describe import Names
+    from polysem.store.run import Run
+
+#: Contact sheets drawn by ``--sheets``.
+_N_SHEETS = 24
 
 
 def describe_neurons(
@@ -33,6 +42,21 @@ def describe_neurons(
     sites: Annotated[
         str | None, typer.Option(help="Globs of sites, comma-separated. Default: all.")
     ] = None,
+    seen: Annotated[
+        Literal["auto", "crops", "images"],
+        typer.Option(
+            help="What is looked at of an exemplar: the crop where it fired, or the whole image. "
+            "auto: crops where the place is known. images: fewer passes."
+        ),
+    ] = "auto",
+    facets: Annotated[
+        bool, typer.Option("--facets", help="Name each facet of a unit too, with its share.")
+    ] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Name attention heads too.")] = False,
+    sheets: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder for contact sheets of the {_N_SHEETS} best predicted units."),
+    ] = None,
     top: Annotated[int, typer.Option(help="Names per unit.", min=1)] = 5,
     rate: Annotated[
         float, typer.Option(help="False discovery rate at which a unit is named.", min=0, max=1)
@@ -48,9 +72,12 @@ def describe_neurons(
 ) -> None:
     """Name the neurons of a run by what excites them, with a p-value and a test on other images.
 
+    Writes RUN/tables/labels.parquet, .csv and .md; facet_labels and head_labels likewise.
+
     Example: [bold]polysem describe-neurons runs/a --clip ViT-B-32:laion2b_s34b_b79k[/bold]
 
-    Of a run on drawn shapes, without a network: [bold]polysem describe-neurons runs/a[/bold]
+    Of a run on drawn shapes, without a network, with several names for polysemantic units:
+    [bold]polysem describe-neurons runs/a --facets --sheets runs/a/sheets[/bold]
     """
     from polysem.cli.tables import print_table
     from polysem.describe.defaults import default_clip, default_vocabulary, misfit
@@ -58,7 +85,6 @@ def describe_neurons(
     from polysem.describe.vocabulary import load_vocabulary
     from polysem.models.clip import load_clip
     from polysem.store.run import Run
-    from polysem.store.tables import save_table
 
     opened = Run.open(run)
     images_of = str(opened.manifest["data"]["name"])
@@ -67,20 +93,12 @@ def describe_neurons(
     for note in (*words.notes, misfit(towers, images_of)):
         if note:
             print(f"note: {note}")
-    table = describe(
-        opened,
-        towers,
-        concepts=words,
-        sites=sites,
-        method=method,
-        top=top,
-        rate=rate,
-        n_draws=draws,
-        data=data,
-        batch_size=batch_size,
+    names = describe(
+        opened, towers, concepts=words, sites=sites, method=method, seen=seen, facets=facets,
+        heads=heads, top=top, rate=rate, n_draws=draws, data=data, batch_size=batch_size,
         device=device,
-    )
-    best = table[table["rank"] == 1]
+    )  # fmt: skip
+    best = names.labels[names.labels["rank"] == 1]
     shown = best[best["named"]].sort_values("auroc", ascending=False)
     columns = ["site", "unit", "tail", "concept", "p_value", "auroc", "rank_correlation"]
     print_table(shown[columns].head(15), title="Named units that their names predict best")
@@ -88,5 +106,62 @@ def describe_neurons(
         f"{len(shown):,} of {len(best):,} units (each tail by itself) have a fitting name among "
         f"{len(words):,} concepts, at a false discovery rate of {rate:g}"
     )
-    (file,) = save_table(table, run / "tables", "labels", endings=(".csv",))
-    print(f"wrote {run / 'tables' / 'labels.parquet'} and {file}")
+    _tell_of_parts(names, rate)
+    for file in _write(opened, names):
+        print(f"wrote {file}")
+    if sheets is not None:
+        _draw(opened, shown, sheets, data)
+
+
+def _tell_of_parts(names: Names, rate: float) -> None:
+    from polysem.cli.tables import print_table
+    from polysem.report.names import phrases
+
+    if names.facets is not None:
+        first = names.facets[names.facets["rank"] == 1]
+        several = phrases(names.facets)
+        several = several[several["facets"] > 1].sort_values("facets", ascending=False)
+        print_table(several.head(15), title="Units that answer to several things")
+        print(f"{int(first['named'].sum()):,} of {len(first):,} facets have a fitting name")
+    if names.heads is not None:
+        first = names.heads[names.heads["rank"] == 1]
+        columns = ["layer", "head", "by", "concept", "p_value", "auroc"]
+        print_table(
+            first[first["named"]].sort_values("auroc", ascending=False)[columns].head(15),
+            title="Named heads",
+        )
+        print(f"{int(first['named'].sum()):,} of {len(first):,} heads have a fitting name")
+
+
+def _write(run: Run, names: Names) -> list[Path]:
+    """Write tables as CSV and Markdown beside the parquet files, and return all files."""
+    from polysem.report.names import labels_markdown
+    from polysem.store.tables import save_table, save_text
+
+    folder = run.path / "tables"
+    tables = {"labels": names.labels, "facet_labels": names.facets, "head_labels": names.heads}
+    files = []
+    for stem, table in tables.items():
+        if table is not None:
+            files.append(folder / f"{stem}.parquet")
+            files += save_table(table, folder, stem, endings=(".csv",))
+    text = labels_markdown(run, names.labels, names.facets, names.heads)
+    return [*files, save_text(text, folder / "labels.md")]
+
+
+def _draw(run: Run, named: pd.DataFrame, folder: Path, data: str | None) -> None:
+    """Draw contact sheets of the units that their names predict best."""
+    from polysem.cli.show import seen_by_model
+    from polysem.progress import progress_bar
+    from polysem.report.figures import contact_sheet
+    from polysem.report.page import save
+
+    best = named.drop_duplicates(["site", "unit"]).head(_N_SHEETS)
+    images = seen_by_model(run, data)
+    with progress_bar(unit="sheets") as move:
+        pairs = zip(best["site"], best["unit"], strict=True)
+        for done, (site, unit) in enumerate(pairs, start=1):
+            figure = contact_sheet(run, site, int(unit), images)
+            save(figure, folder / f"{site}-{unit}.png")
+            move("draw", done, len(best))
+    print(f"wrote {len(best)} contact sheets in {folder}")

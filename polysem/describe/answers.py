@@ -3,6 +3,8 @@
 A name is found on some images and tested on others. With every pooled activation at hand (a probe
 with ``--pooled``) the images are halved; without, names come from the exemplars, and are tested on
 the run's random sample of images less the exemplars of the unit in question.
+
+Heads are units too: by how much they write, or by how much the network needs them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,7 +21,7 @@ from polysem.errors import RunError
 from polysem.store.run import Run
 from polysem.store.schema import ranking_pool
 
-__all__ = ["Answers", "read_answers"]
+__all__ = ["Answers", "read_answers", "read_head_answers"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Answers:
         [image]: other rows.
     held_out : Tensor
         [image, unit] on `tested_on`, upwards; NaN where an exemplar of the unit is among them.
+    ranked : int64 Tensor or None
+        [unit, rank]: the exemplars that the probe kept, of which places are known; these are
+        among all images, and may be among those tested on.
     """
 
     site: str
@@ -47,6 +53,14 @@ class Answers:
     activations: Tensor
     tested_on: Tensor
     held_out: Tensor
+    ranked: Tensor | None = None
+
+    @property
+    def less_ranked(self) -> Tensor:
+        """`held_out` without the probe's exemplars of each unit either."""
+        if self.ranked is None:
+            return self.held_out
+        return self.held_out.masked_fill(_among(self.tested_on, self.ranked), torch.nan)
 
 
 def read_answers(run: Run, site: str, *, n_exemplars: int = 100) -> Iterator[Answers]:
@@ -67,34 +81,74 @@ def read_answers(run: Run, site: str, *, n_exemplars: int = 100) -> Iterator[Ans
         If the run has neither exemplars nor pooled activations.
     """
     units = run.units(site)
-    row_of = np.full(int(run.images["image"].max()) + 1, -1)
-    row_of[run.images["image"]] = np.arange(len(run.images))
+    row_of = _row_of(run)
     signed = bool(run.manifest["sites"][site]["signed"])
     for tail in run.manifest["sites"][site]["tails"]:
         pool = ranking_pool(list(units["pool"].values), tail)
         sign = 1.0 if tail == "upper" else -1.0
-        ranked = units["top_image"].sel(tail=tail).values if "top_image" in units else None
-        if ranked is None and "pooled" not in units:
+        top = units["top_image"].sel(tail=tail).values if "top_image" in units else None
+        if top is None and "pooled" not in units:
             raise RunError(f"{run.path} has no exemplars of {site}; probe again")
-        exemplars = None
-        if ranked is not None:
-            exemplars = torch.from_numpy(_rows(ranked, row_of))
-            exemplars[
-                torch.from_numpy(units["dead"].values)
-            ] = -1  # one image is as good as another
+        ranked = None
+        if top is not None:
+            ranked = torch.from_numpy(_rows(top, row_of))
+            ranked[torch.from_numpy(units["dead"].values)] = -1  # one image is as good as another
         if "pooled" in units:
             values = sign * torch.from_numpy(units["pooled"].sel(pool=pool).values)
-            found, tested = _halves(len(values))
-            yield Answers(
-                site, tail, _exemplars(values[found], found, n_exemplars, bounded=not signed),
-                found, values[found], tested, values[tested],
-            )  # fmt: skip
+            rows = torch.arange(len(values))
+            yield _halved(site, tail, values, rows, n_exemplars, not signed, ranked)
             continue
-        assert exemplars is not None
+        assert ranked is not None
         sample = torch.from_numpy(row_of[units["sample_image"].values.astype(np.int64)])
         values = sign * torch.from_numpy(units["sample_value"].sel(pool=pool).values)
-        held_out = values.masked_fill(_among(sample, exemplars), torch.nan)
-        yield Answers(site, tail, exemplars, sample, values, sample, held_out)
+        held_out = values.masked_fill(_among(sample, ranked), torch.nan)
+        yield Answers(site, tail, ranked, sample, values, sample, held_out, ranked)
+
+
+def read_head_answers(run: Run, *, n_exemplars: int = 100) -> Iterator[Answers]:
+    """Yield what the heads of a run did, by how much they write and by how much they are needed.
+
+    `Answers.site` says by what: ``norm``, the mean length of a head's output over patches, or
+    ``importance``, the rise of the cost with the head's output replaced by zero, where ``polysem
+    heads`` measured it. Heads count layer by layer.
+
+    Raises
+    ------
+    RunError
+        If the run holds no heads.
+    """
+    norms = torch.from_numpy(run.heads["output_norm"].values).flatten(1)
+    rows = torch.arange(len(norms))
+    yield _halved("norm", "upper", norms, rows, n_exemplars, True, None)
+    if (run.path / "gates.zarr").is_dir():
+        gates = run.gates
+        rise = torch.from_numpy((gates["cost_zero"] - gates["cost"]).values).flatten(1)
+        rows = torch.from_numpy(_row_of(run)[gates["image"].values.astype(np.int64)])
+        yield _halved("importance", "upper", rise, rows, n_exemplars, False, None)
+
+
+def _halved(
+    site: str,
+    tail: str,
+    values: Tensor,
+    rows: Tensor,
+    n_exemplars: int,
+    bounded: bool,
+    ranked: Tensor | None,
+) -> Answers:
+    """Return answers from activations [image, unit] of all of some rows."""
+    found, tested = _halves(len(values))
+    exemplars = _exemplars(values[found], rows[found], n_exemplars, bounded=bounded)
+    return Answers(
+        site, tail, exemplars, rows[found], values[found], rows[tested], values[tested], ranked
+    )
+
+
+def _row_of(run: Run) -> npt.NDArray[np.int64]:
+    """Return the row in `Run.images` of each index into the data, -1 where there is none."""
+    row_of = np.full(int(run.images["image"].max()) + 1, -1)
+    row_of[run.images["image"]] = np.arange(len(run.images))
+    return row_of
 
 
 def _halves(n_images: int) -> tuple[Tensor, Tensor]:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from polysem.data.again import load_again
 from polysem.describe.defaults import default_clip, default_vocabulary
-from polysem.describe.labels import LABELS, label_units
+from polysem.describe.divide import divide
+from polysem.describe.embedded import embedded
+from polysem.describe.facet_labels import FACET_LABELS, label_facets
+from polysem.describe.labels import HEAD_LABELS, LABELS, Seen, label_heads, label_units
+from polysem.describe.naming import method_of
+from polysem.describe.texts import TEMPLATES, embed_vocabulary
 from polysem.describe.vocabulary import Vocabulary, load_vocabulary
-from polysem.device import choose_device
-from polysem.errors import RunError
+from polysem.errors import SpecError
 from polysem.models.clip import Clip, load_clip
-from polysem.models.encoder import image_encoder
-from polysem.probe.embed import embed_images
 from polysem.progress import progress_bar
 from polysem.sites import select_sites
-from polysem.store.additions import add_arrays, add_table
+from polysem.store.additions import add_table
 from polysem.store.run import Run
-from polysem.store.schema import EMBEDDINGS, dataset
 
-__all__ = ["TEMPLATES", "describe_neurons", "embed_concepts"]
+__all__ = ["Names", "describe_neurons"]
 
-#: Sentences that a concept is put into; its embedding is their mean.
-TEMPLATES = (
-    "{}",
-    "a photo of {}",
-    "a picture of a {}",
-    "a close-up of {}",
-    "an image that shows {}",
-)
+
+@dataclass(frozen=True)
+class Names:
+    """The tables that a naming made, also kept in the run.
+
+    Attributes
+    ----------
+    labels : DataFrame
+        Columns `LABELS`: names for units.
+    facets : DataFrame or None
+        Columns `FACET_LABELS`, if asked for.
+    heads : DataFrame or None
+        Columns `HEAD_LABELS`, if asked for.
+    """
+
+    labels: pd.DataFrame
+    facets: pd.DataFrame | None = None
+    heads: pd.DataFrame | None = None
 
 
 def describe_neurons(
@@ -44,6 +53,9 @@ def describe_neurons(
     concepts: str | Path | Vocabulary | None = None,
     sites: str | Iterable[str] | None = None,
     method: str = "soft-wpmi",
+    seen: Seen = "auto",
+    facets: bool = False,
+    heads: bool = False,
     top: int = 5,
     rate: float = 0.05,
     n_draws: int = 1000,
@@ -53,17 +65,18 @@ def describe_neurons(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Names:
     """Name every unit of a run by the concept that fits what excites it, with evidence.
 
-    The table is also kept in the run, as ``tables/labels.parquet``, and the images' embeddings,
-    so that another vocabulary or method needs no image again.
+    Tables and embeddings are kept in the run, so that another vocabulary or method needs no image
+    again.
 
     Parameters
     ----------
     run : Run, str or Path
-        Probed with ``--pooled``, names are found on half of the images and tested on the other;
-        without, found on the exemplars and tested on other images of the run's sample.
+        Probed with ``--pooled``, names by whole images are found on half of the images and tested
+        on the other; without, found on the exemplars and tested on other images of the run's
+        sample. Names by crops are found on the exemplars, and tested on other images likewise.
     clip : str, Path or Clip, optional
         Anything that `load_clip` takes, such as ``ViT-B-32:laion2b_s34b_b79k``; if not given, the
         `default_clip` of the run's images.
@@ -72,6 +85,13 @@ def describe_neurons(
         ``common``.
     sites : str or iterable of str, optional
         Globs over the run's sites; all of them, if not given.
+    seen : {"auto", "crops", "images"}
+        As in `label_units`. There are up to units times exemplars crops to embed.
+    facets : bool, default False
+        Name each facet too. Facets are those of the table ``facets``; where the run has none, its
+        images are divided by what this model sees of them.
+    heads : bool, default False
+        Name attention heads too.
     method, top, rate, n_draws, seed
         As in `label_units`.
     templates : sequence of str
@@ -86,57 +106,59 @@ def describe_neurons(
 
     Returns
     -------
-    DataFrame
-        Columns `LABELS`.
+    Names
 
     Raises
     ------
     PolysemError
-        If anything cannot be loaded, or does not belong together. An older table stays then.
+        If anything cannot be loaded, or does not belong together. Older tables stay then.
     """
     opened = run if isinstance(run, Run) else Run.open(run)
     chosen = opened.sites if sites is None else select_sites(opened.sites, sites)
+    by = method_of(method)
+    if facets and not by.of_exemplars:
+        raise SpecError(
+            f"{method} compares activations over all images, and a facet is a group of exemplars: "
+            "leave --facets out, or take soft-wpmi, wpmi or mean-embedding"
+        )
+    if heads:
+        _ = opened.heads  # a run without heads should not cost a pass over its images
     images_of = str(opened.manifest["data"]["name"])
     listed = concepts or default_vocabulary(images_of)
     words = listed if isinstance(listed, Vocabulary) else load_vocabulary(listed)
-    asked = clip or default_clip(images_of)
-    towers = asked if isinstance(asked, Clip) else load_clip(asked, device=device)
-    texts = embed_concepts(towers, words.concepts, templates)
-    images = _embedded(opened, towers, data, batch_size, device, progress=progress)
-    with progress_bar(show=progress) as move:
-        table = label_units(
-            opened, images, texts, words.concepts, sites=chosen, method=method, top=top,
-            rate=rate, n_draws=n_draws, seed=seed,
-            on_site=lambda site, done, total: move(f"name {site}", done, total),
+    named = clip or default_clip(images_of)
+    towers = named if isinstance(named, Clip) else load_clip(named, device=device)
+    texts = embed_vocabulary(towers, words, templates)
+    where: dict[str, Any] = {
+        "data": data, "batch_size": batch_size, "device": device, "progress": progress,
+    }  # fmt: skip
+    cropped = chosen if by.of_exemplars and seen != "images" else []
+    pictures = embedded(opened, towers, crops=cropped, **where)
+    asked: dict[str, Any] = {
+        "method": method, "top": top, "rate": rate, "n_draws": n_draws, "seed": seed,
+    }  # fmt: skip
+    if facets:
+        divide(opened, pictures, sites=chosen, progress=progress)
+    by_facet = by_head = None
+    with progress_bar(unit="sites", show=progress) as move:
+        units = label_units(
+            opened, pictures, texts, words.concepts, sites=chosen, seen=seen,
+            on_site=_told(move, "name units at"), **asked,
         )  # fmt: skip
-    add_table(opened, "labels", table, meanings=LABELS)
-    return table
+        if facets:
+            by_facet = label_facets(
+                opened, pictures, texts, words.concepts, sites=chosen, seen=seen,
+                on_site=_told(move, "name facets at"), **asked,
+            )  # fmt: skip
+        if heads:
+            by_head = label_heads(opened, pictures, texts, words.concepts, **asked)
+    add_table(opened, "labels", units, meanings=LABELS)
+    if by_facet is not None:
+        add_table(opened, "facet_labels", by_facet, meanings=FACET_LABELS)
+    if by_head is not None:
+        add_table(opened, "head_labels", by_head, meanings=HEAD_LABELS)
+    return Names(units, by_facet, by_head)
 
 
-def embed_concepts(clip: Clip, concepts: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Return one embedding a concept [concept, dim]: the mean over templates, of length 1."""
-    total = torch.stack([
-        clip.embed_texts([template.replace("{}", concept) for concept in concepts])
-        for template in templates
-    ]).mean(0)  # fmt: skip
-    return torch.nn.functional.normalize(total, dim=1)
-
-
-def _embedded(
-    run: Run, clip: Clip, data: str | None, batch_size: int | None, device: str, *, progress: bool
-) -> Tensor:
-    """Return the run's images as CLIP embeds them, kept in the run from the first time on."""
-    encoder = image_encoder(clip)
-    try:
-        kept = run.clip_embeddings
-        if kept.attrs.get("fingerprint") == encoder.fingerprint and len(kept) == len(run.images):
-            return torch.from_numpy(np.array(kept))
-    except RunError:
-        pass
-    size = batch_size or (256 if choose_device(device).type == "cuda" else 64)
-    source = load_again(run.manifest["data"], data)
-    values = embed_images(run, source, encoder, size, progress=progress)
-    arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
-    arrays["embedding"].attrs |= {"encoder": clip.spec, "fingerprint": encoder.fingerprint}
-    add_arrays(run, "clip_embeddings", arrays)
-    return torch.from_numpy(values)
+def _told(move: Callable[[str, int, int], None], what: str) -> Callable[[str, int, int], None]:
+    return lambda site, done, total: move(f"{what} {site}", done, total)

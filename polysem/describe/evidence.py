@@ -38,7 +38,8 @@ def null_scores(
     """Return the best scores that units get whose images were exchanged at random [draw].
 
     Each draw takes a unit at random and gives it other images: its activations are dealt to the
-    images in a random order. How strongly and how sparsely units fire therefore stays.
+    images in a random order. How strongly and how sparsely units fire therefore stays. Exemplars
+    are drawn among the images of the view that stand for any image.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def null_scores(
     generator = torch.Generator().manual_seed(seed)
     n_units = answers.shape[1] if image_axis == 0 else answers.shape[0]
     units = torch.randint(n_units, (n_draws,), generator=generator)
-    n_images = len(view.images)
+    n_images = view.n_chance
     if image_axis == 0:
         order = torch.rand(n_images, n_draws, generator=generator).argsort(dim=0)
         dealt = answers[:, units.to(answers.device)].gather(0, order.to(answers.device))

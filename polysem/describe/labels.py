@@ -1,74 +1,55 @@
-"""Names for units: the concepts that fit best, how sure that is, and how well they predict."""
+"""Names for the units of a run, and for its heads: tables with evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from polysem.describe import pmi, similarity
-from polysem.describe.answers import Answers, read_answers
-from polysem.describe.evidence import (
-    faithfulness,
-    false_discovery_rates,
-    null_scores,
-    p_values,
-)
-from polysem.describe.scoring import Scorer, best_concepts
+from polysem.describe.answers import Answers, read_answers, read_head_answers
+from polysem.describe.naming import NAME_COLUMNS, Asked, Method, finish, method_of, name
+from polysem.describe.pictures import Pictures
 from polysem.describe.view import View
-from polysem.errors import DataError, SpecError, did_you_mean
+from polysem.errors import DataError, SpecError
 from polysem.store.run import Run
 
-__all__ = ["LABELS", "METHODS", "label_units"]
+__all__ = ["HEAD_LABELS", "LABELS", "Seen", "label_heads", "label_units", "require_fit"]
 
-_OF_EXEMPLARS = (pmi.soft_wpmi, pmi.wpmi, similarity.mean_embedding)
-_OF_ACTIVATIONS = (
-    similarity.auroc,
-    similarity.cosine,
-    similarity.cosine_cubed,
-    similarity.rank_reorder,
-)
+#: What is looked at of an exemplar: the crop of where it fired if that is known, crops or nothing,
+#: or the whole image.
+Seen = Literal["auto", "crops", "images"]
 
-#: Similarity functions by the name that the command line takes.
-METHODS = MappingProxyType(
-    {method.__name__.replace("_", "-"): method for method in (*_OF_EXEMPLARS, *_OF_ACTIVATIONS)}
-)
-
-#: Exemplars that CLIP-Dissect takes, by method.
-_N_EXEMPLARS = {"wpmi": 28}
-
-#: What the columns of the table hold.
+#: What the columns of ``tables/labels.parquet`` hold.
 LABELS = {
     "site": "site name",
     "unit": "index of the unit at its site",
     "tail": "upper or lower: a unit that fires in both directions is named twice",
-    "rank": "1 for the best name",
-    "concept": "name, from the vocabulary",
-    "score": "how well it fits, by the method in the run's manifest of labels; higher is better",
-    "p_value": "how often images drawn at random find a name at least as good, 0 to 1",
-    "q_value": "false discovery rate at which the unit's best name is called (Benjamini-Hochberg "
-    "over the units of all sites); NaN below rank 1",
-    "named": "whether the best name is significant at the rate asked for; if not, none fits",
-    "auroc": "held-out images: probability that one of the top 5 % is more like the name than "
-    "another; 0.5 is chance",
-    "rank_correlation": "held-out images: Spearman's correlation of likeness and activation",
-    "n_exemplars": "images that the name was found on",
+    **NAME_COLUMNS,
+}
+
+#: What the columns of ``tables/head_labels.parquet`` hold.
+HEAD_LABELS = {
+    "layer": "block of the head",
+    "head": "index of the head in its block",
+    "by": "norm: images in which its output is long; importance: images whose cost rises most "
+    "without it",
+    **NAME_COLUMNS,
 }
 
 
 def label_units(
     run: Run,
-    images: Tensor,
+    pictures: Pictures,
     texts: Tensor,
     concepts: Sequence[str],
     *,
     sites: Sequence[str] | None = None,
     method: str = "soft-wpmi",
+    seen: Seen = "auto",
     top: int = 5,
     rate: float = 0.05,
     n_draws: int = 1000,
@@ -81,8 +62,8 @@ def label_units(
     Parameters
     ----------
     run : Run
-    images : Tensor
-        The encoder's embedding of every image of the run, in their order [image, dim].
+    pictures : Pictures
+        What the encoder saw of the run.
     texts : Tensor
         The same model's embedding of every concept [concept, dim].
     concepts : sequence of str
@@ -91,6 +72,10 @@ def label_units(
         All sites of the run, if not given.
     method : str, default "soft-wpmi"
         One of `METHODS`.
+    seen : {"auto", "crops", "images"}
+        Names by what crops show hold for the place where a unit fires; they are tested on whole
+        images all the same. ``auto`` takes crops where there are any, and the method takes
+        exemplars.
     top : int, default 5
         Names per unit.
     rate : float, default 0.05
@@ -112,82 +97,102 @@ def label_units(
     Raises
     ------
     SpecError
-        If the method or a site is not known.
+        If the method or a site is not known, or the method does not take crops asked for.
     DataError
         If embeddings do not belong to this run or these concepts.
     """
-    if method not in METHODS:
-        near = did_you_mean(method, METHODS)
-        raise SpecError(f"there is no method {method!r}{near}; there are {', '.join(METHODS)}")
-    if len(images) != len(run.images) or len(texts) != len(concepts):
-        raise DataError(
-            f"{len(images)} image embeddings for {len(run.images)} images and {len(texts)} text "
-            f"embeddings for {len(concepts)} concepts"
+    by = method_of(method)
+    require_fit(run, pictures, texts, concepts)
+    if seen == "crops" and not by.of_exemplars:
+        raise SpecError(
+            f"{method} compares activations over whole images, not exemplars, so it cannot see "
+            "crops; leave --seen out, or take soft-wpmi, wpmi or mean-embedding"
         )
     chosen = list(run.sites if sites is None else sites)
-    n_exemplars = _N_EXEMPLARS.get(method, 100)
     tables = []
     for number, site in enumerate(chosen):
         on_site(site, number, len(chosen))
-        tables += [
-            _label_face(
-                answers,
-                images,
-                texts,
-                METHODS[method],
-                top=top,
-                n_draws=n_draws,
-                chunk=chunk,
-                seed=seed,
-            )
-            for answers in read_answers(run, site, n_exemplars=n_exemplars)
-        ]
+        for answers in read_answers(run, site, n_exemplars=by.n_exemplars):
+            asked, what = _asked(answers, pictures, texts, by, seen)
+            table = name(by, asked, top=top, n_draws=n_draws, chunk=chunk, seed=seed)
+            tables.append(table.assign(site=site, tail=answers.tail, seen=what))
         on_site(site, number + 1, len(chosen))
-    table = pd.concat(tables, ignore_index=True)
-    table["concept"] = np.asarray(concepts, dtype=object)[table["concept"]]
-    first = table["rank"] == 1
-    table["q_value"] = np.nan
-    table.loc[first, "q_value"] = false_discovery_rates(table.loc[first, "p_value"])
-    table["named"] = table["q_value"] <= rate
-    table["named"] = table.groupby(["site", "tail", "unit"], sort=False)["named"].transform("max")
-    return table[list(LABELS)]
+    found = pd.concat(tables, ignore_index=True)
+    return finish(found, concepts, rate, ["site", "tail", "unit"])[list(LABELS)]
 
 
-def _label_face(
-    answers: Answers,
-    images: Tensor,
+def label_heads(
+    run: Run,
+    pictures: Pictures,
     texts: Tensor,
-    function: Callable[..., Scorer],
+    concepts: Sequence[str],
     *,
-    top: int,
-    n_draws: int,
-    chunk: int,
-    seed: int,
+    method: str = "soft-wpmi",
+    top: int = 5,
+    rate: float = 0.05,
+    n_draws: int = 1000,
+    chunk: int = 256,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    if function in _OF_EXEMPLARS:
-        view, given, image_axis = View(images, texts), answers.exemplars, None
+    """Name every attention head of a run by the images in which it writes, or is needed, most.
+
+    Parameters as in `label_units`.
+
+    Returns
+    -------
+    DataFrame
+        Columns `HEAD_LABELS`. By importance too where ``polysem heads`` measured it.
+
+    Raises
+    ------
+    SpecError, DataError
+        As `label_units`.
+    RunError
+        If the run holds no heads.
+    """
+    by = method_of(method)
+    require_fit(run, pictures, texts, concepts)
+    tables = []
+    for answers in read_head_answers(run, n_exemplars=by.n_exemplars):
+        asked, what = _asked(answers, pictures, texts, by, "images")
+        table = name(by, asked, top=top, n_draws=n_draws, chunk=chunk, seed=seed)
+        of = run.heads if answers.site == "norm" else run.gates  # which may know other layers
+        layer, head = np.divmod(table["unit"].to_numpy(), of.sizes["head"])
+        tables.append(
+            table.assign(layer=of["layer"].to_numpy()[layer], head=head, by=answers.site, seen=what)
+        )
+    found = pd.concat(tables, ignore_index=True)
+    return finish(found, concepts, rate, ["layer", "head", "by"])[list(HEAD_LABELS)]
+
+
+def require_fit(run: Run, pictures: Pictures, texts: Tensor, concepts: Sequence[str]) -> None:
+    """Refuse embeddings that are not those of this run and these concepts.
+
+    Raises
+    ------
+    DataError
+        If there are more or fewer.
+    """
+    if len(pictures.images) != len(run.images) or len(texts) != len(concepts):
+        raise DataError(
+            f"{len(pictures.images)} image embeddings for {len(run.images)} images and "
+            f"{len(texts)} text embeddings for {len(concepts)} concepts"
+        )
+
+
+def _asked(
+    answers: Answers, pictures: Pictures, texts: Tensor, method: Method, seen: Seen
+) -> tuple[Asked, str]:
+    """Return what to name of a face, and whether by crops or by images."""
+    tested = pictures.images[answers.tested_on]
+    tested = torch.nn.functional.normalize(tested, dim=1)
+    if method.of_exemplars and seen != "images" and answers.site in pictures.crops:
+        view, rows = pictures.crops[answers.site].view(answers.tail, texts)
+        if answers.ranked is not None:
+            rows[(answers.ranked < 0).all(1)] = -1
+        return Asked(view, rows, tested, answers.less_ranked), "crops"
+    if method.of_exemplars:
+        view, given = View(pictures.images, texts), answers.exemplars
     else:
-        view, given, image_axis = View(images[answers.found_on], texts), answers.activations, 0
-    method = partial(function, view=view)
-    scores, best = best_concepts(method(given), view, min(top, view.n_concepts), chunk=chunk)
-    null = null_scores(
-        method, given, view, image_axis=image_axis, n_draws=n_draws, chunk=chunk, seed=seed
-    )
-    tested = faithfulness(answers.held_out, images[answers.tested_on], view.texts[best[:, 0]])
-    n_units, n_ranks = best.shape
-    counted = (given >= 0).sum(1) if image_axis is None else torch.full((n_units,), len(given))
-    first = np.arange(n_ranks) == 0
-    columns = {
-        "site": answers.site,
-        "unit": np.repeat(np.arange(n_units), n_ranks),
-        "tail": answers.tail,
-        "rank": np.tile(np.arange(1, n_ranks + 1), n_units),
-        "concept": best.flatten().numpy(),
-        "score": scores.double().flatten().numpy(),
-        "p_value": p_values(scores.double(), null).ravel(),
-        "auroc": np.where(first, tested.auroc[:, None], np.nan).ravel(),
-        "rank_correlation": np.where(first, tested.rank_correlation[:, None], np.nan).ravel(),
-        "n_exemplars": np.repeat(counted.numpy(), n_ranks),
-    }
-    table = pd.DataFrame(columns)
-    return table[table["score"].notna()]
+        view, given = View(pictures.images[answers.found_on], texts), answers.activations
+    return Asked(view, given, tested, answers.held_out), "images"

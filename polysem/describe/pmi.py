@@ -104,7 +104,8 @@ def _pmi(
         if prior == "layer":
             expected = found[~nothing].logsumexp(0) - math.log(max(1, n_living))
         else:
-            expected = _expected_log_likelihood(chance, trust)[n_exemplars]
+            any_image = chance[: view.n_chance]
+            expected = _expected_log_likelihood(any_image, trust)[n_exemplars]
         return (found - weight * expected).masked_fill_(nothing[:, None], torch.nan)
 
     return score

@@ -27,6 +27,9 @@ class View:
         [image, dim], any length; kept at length 1.
     texts : Tensor
         [concept, dim], likewise.
+    n_background : int, optional
+        How many of the images, from the first, stand for any image at all: what a concept gets
+        by chance is learnt from these. All of them, if not given.
 
     Raises
     ------
@@ -38,6 +41,7 @@ class View:
 
     images: Tensor
     texts: Tensor
+    n_background: int | None = None
     _normalisers: dict[float, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +62,11 @@ class View:
     def n_concepts(self) -> int:
         """The number of concepts."""
         return len(self.texts)
+
+    @property
+    def n_chance(self) -> int:
+        """The number of images, from the first, that stand for any image."""
+        return len(self.images) if self.n_background is None else self.n_background
 
     def chunks(self, size: int) -> Iterator[slice]:
         """Yield slices of at most `size` concepts that cover all of them in order."""

@@ -251,7 +251,7 @@ class _Flow:
                     self._expand(passed, s, inner[s], [f for f in faces if f[0] == s], into, weight)
                 done += len(weight)
                 move(target.title, done, total)
-        nodes, edges = _graph(target, faces, through, into, end, n_edges)
+        nodes, edges = _graph(target, self.sites, faces, through, into, end, n_edges)
         last = nodes.iloc[-1]
         facts = {
             "method": method_of(self.loaded, self.norms),
@@ -368,6 +368,7 @@ def _strongest(through: Mapping[str, Tensor], n: int) -> list[Face]:
 
 def _graph(
     target: CircuitTarget,
+    sites: Sequence[str],
     faces: Sequence[Face],
     through: Mapping[str, Tensor],
     into: Mapping[Face, _Into],
@@ -378,8 +379,7 @@ def _graph(
 
     All edges into the target, and the strongest `n_edges` into each other node.
     """
-    order = list(reversed(list(through)))
-    ordered = sorted(faces, key=lambda face: order.index(face[0]))  # strongest first, within a site
+    ordered = sorted(faces, key=lambda face: sites.index(face[0]))  # strongest first, within a site
     number = {face: k for k, face in enumerate(ordered)}
     flows = [*((number[face], into[face]) for face in ordered), (len(ordered), end)]
     edges = pd.DataFrame(

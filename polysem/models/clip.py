@@ -189,9 +189,10 @@ def _create(name: str, tag: str | None, spec: str) -> Any:
             raise CheckpointError(
                 f"{spec.removeprefix('local-dir:')} cannot be loaded: {reason}"
             ) from None
+        arch = "ARCH" if name.startswith(_SCHEMES) else name
         raise MissingError(
             f"{spec} could not be loaded ({reason}); check the network, or download its weights "
-            f"elsewhere and name the file: {name}:FILE"
+            f"elsewhere and name the file: {arch}:FILE"
         ) from None
     return model
 

@@ -33,7 +33,7 @@ __all__ = ["circuit_figure", "cluster_figure", "short_site"]
 #: Edges that inhibit; those that excite are solid.
 _DASHED = (0, (3, 1.5))
 
-_ARROWS = {"upper": "↑", "lower": "↓", "": ""}
+_ARROWS = {"upper": "↑", "lower": "↓"}
 
 _TOP, _STEP = 1.3, 0.62
 
@@ -85,7 +85,8 @@ def circuit_figure(graph: nx.DiGraph) -> Figure:
         _draw_node(sheet, place[node], facts, gap)
     notes = [
         "Columns: sites in network order. Disc: one face of a unit (↑ where its activation is "
-        "above 0, ↓ below); number: share of the target's firing that flows through it.",
+        "above 0, ↓ below; heads have one); number: share of the target's firing that flows "
+        "through it.",
         "Line width: part that the source has in what flows through the disc at its right end "
         "(square root; cut at all of it). Solid vermilion excites, dashed blue inhibits.",
         "Grey: from the image around all sites drawn (residual stream, attention). "
@@ -205,7 +206,10 @@ def _draw_node(sheet: Axes, at: tuple[float, float], facts: dict[str, Any], gap:
         site, _, rest = facts["label"].partition(":")
         lines = [f"{short_site(site)} {rest}" if rest else site]
     else:
-        lines = [f"{facts['unit']}{_ARROWS[facts['tail']]} {_percent(facts['share'])}"]
+        heads = parse_site(facts["site"]).unit_dim == "head"
+        arrow = "" if heads else _ARROWS[facts["tail"]]
+        name = "head " if heads else ""
+        lines = [f"{name}{facts['unit']}{arrow} {_percent(facts['share'])}"]
         lines += [facts["label"]] if facts["label"] else []
     for k, line in enumerate(lines):
         text = fit(readable(line), min(0.95 * gap, 1.25), size=6.5)

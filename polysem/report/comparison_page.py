@@ -18,7 +18,7 @@ def comparison_markdown(
     arms: Mapping[str, Sequence[Run]],
     notes: Sequence[str],
     *,
-    picture: str | None = "forest.png",
+    pictures: Sequence[str] = ("forest.png",),
 ) -> str:
     """Return a comparison as Markdown that GitHub renders.
 
@@ -29,8 +29,8 @@ def comparison_markdown(
     arms : mapping of str to sequence of Run
     notes : sequence of str
         What has to be known to read it; comes first.
-    picture : str, optional
-        Where the forest plot is, from the file.
+    pictures : sequence of str
+        Where they are, from the file.
     """
     title = " against ".join(escaped(name) for name in arms)
     first = next(iter(arms.values()))[0]
@@ -44,11 +44,16 @@ def comparison_markdown(
         seeds = "1 network" if len(runs) == 1 else f"{len(runs)} networks"
         lines.append(f"- **{escaped(name)}**: {seeds}: {shown}")
     lines += ["", *(f"> {escaped(note)}." for note in notes), ""]
-    if picture is not None:
-        lines += [f"![Effects with their intervals]({picture})", ""]
+    for picture in pictures:
+        lines += [f"![{_PICTURES.get(picture, picture)}]({picture})", ""]
     lines += [*markdown_table(short_table(compared)), "", "## How to read it", "", *_HOW, ""]
     return "\n".join(lines)
 
+
+_PICTURES = {
+    "forest.png": "Effects with their intervals",
+    "dropped.png": "Accuracy and loss as heads are dropped at random",
+}
 
 _HOW = (
     "- **difference** is the first arm minus the other, of medians over units (means of counts and "

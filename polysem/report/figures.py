@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from polysem.report import exemplars as pictures
 from polysem.report.exemplars import CAPTION_LINE, Images
+from polysem.report.names import facet_phrase, name_line
 from polysem.report.page import (
     GREY,
     INK,
@@ -41,6 +42,9 @@ __all__ = ["contact_sheet", "striking_units"]
 
 _COLUMNS, _GAP = 8, 0.1
 
+#: Height of a line that says what the unit is called, inches.
+_NAME_LINE = 0.15
+
 
 def striking_units(run: Run, site: str, n_units: int = 12) -> list[int]:
     """Return the units of a site with the highest kurtosis over images, dead ones left out.
@@ -60,8 +64,8 @@ def contact_sheet(
 ) -> Figure:
     """Draw all that a run knows of one unit on one page.
 
-    The exemplars of each tail with the region that activates the unit, its distribution over
-    images, its mean by class, and its statistics.
+    What it is called, where it was named; the exemplars of each tail with the region that
+    activates the unit, its distribution over images, its mean by class, and its statistics.
 
     Parameters
     ----------
@@ -103,8 +107,9 @@ def contact_sheet(
     if not one.dead and (means := one.class_means(one.pool("upper"))) is not None:
         n_classes = len(class_rows(means))
     charts = min(2.95, max(1.75, 0.145 * n_classes + 0.3))
-    head, section = 0.72, 0.3
-    height = head + sum(section + sum(row) + len(row) * picture for row in rows.values())
+    names = {tail: [] if one.dead else _names(run, site, unit, tail) for tail in rows}
+    head, section = 0.72, {tail: 0.3 + _NAME_LINE * len(said) for tail, said in names.items()}
+    height = head + sum(section[t] + sum(row) + len(row) * picture for t, row in rows.items())
     notes = _footnote(one, found, list(said.values()))
     height += 0.15 + 0.12 * len(notes) + (0 if one.dead else charts + 0.82)
     sheet = page(WIDTH, height)
@@ -112,7 +117,9 @@ def contact_sheet(
     top = head
     for tail, some in found.items():
         _write_section(sheet, top, one, tail, len(some), run)
-        top += section
+        for line, text in enumerate(names[tail]):
+            write(sheet, MARGIN, top + 0.17 + _NAME_LINE * (line + 1), text, width=INNER, size=8)
+        top += section[tail]
         for row, captions_below in enumerate(rows[tail]):
             for column, exemplar in enumerate(some[row * _COLUMNS : (row + 1) * _COLUMNS]):
                 left = MARGIN + column * (cell + _GAP)
@@ -136,6 +143,13 @@ def contact_sheet(
         _draw_charts(sheet, top + 0.1, charts, run, one, found, n_classes)
     write_notes(sheet, height - 0.12 * len(notes), notes)
     return figure_of(sheet)
+
+
+def _names(run: Run, site: str, unit: int, tail: str) -> list[str]:
+    """Return what a unit is called, and its facets, a line each; none if it was not named."""
+    called, parts = name_line(run, site, unit, tail), facet_phrase(run, site, unit, tail)
+    lines = [] if called is None else [f"Called {called}"]
+    return lines if parts is None else [*lines, f"Facets: {parts}"]
 
 
 def _write_section(sheet: Axes, top: float, unit: Unit, tail: str, count: int, run: Run) -> None:

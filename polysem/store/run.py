@@ -162,12 +162,30 @@ class Run:
         RunError
             If there are none of this site.
         """
-        if not (self.path / "crop_embeddings.zarr" / site).is_dir():
+        return self.crops("crop_embeddings", site)["embedding"]
+
+    def clip_crops(self, site: str) -> xr.Dataset:
+        """Return what a vision-language model saw of the crops where exemplars fired, lazily.
+
+        ``embedding`` as in `crop_embeddings`, and ``background`` [place, dim], of crops at random
+        places of random images.
+
+        Raises
+        ------
+        RunError
+            If there is none of this site.
+        """
+        return self.crops("clip_crops", site)
+
+    def crops(self, name: str, site: str) -> xr.Dataset:
+        """Return embeddings of crops at a site, kept under a name; as above."""
+        if not (self.path / f"{name}.zarr" / site).is_dir():
             raise RunError(
                 f"{self.path} holds no embeddings of crops at {site}; make them with "
-                f"polysem embed {self.path} --crops '{site}'"
+                f"polysem {'describe-neurons' if name == 'clip_crops' else 'embed'} {self.path} "
+                f"--{'sites' if name == 'clip_crops' else 'crops'} '{site}'"
             )
-        return open_arrays(self.path / "crop_embeddings.zarr", site)["embedding"]
+        return open_arrays(self.path / f"{name}.zarr", site)
 
     @property
     def facet_directions(self) -> xr.DataArray:

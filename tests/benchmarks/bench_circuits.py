@@ -20,7 +20,7 @@ from polysem.explain.edges import edges
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-SITES = "blocks.[159].mlp.hook_post,hook_pooled"
+SITES = "blocks.[19].mlp.hook_post,hook_pooled"
 
 
 @pytest.mark.parametrize("name", ["bcos_vit_tiny_patch4_32", "vit_tiny_patch4_gap_32"])

@@ -28,7 +28,7 @@ from polysem.probe.snapshots import probe_snapshots
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-ARCH, IMAGES, BATCH, SNAPSHOTS, REPEATS = "vit_small_patch16_224", 128, 64, 3, 3
+ARCH, IMAGES, BATCH, SNAPSHOTS, REPEATS = "vit_small_patch16_224", 128, 64, 2, 1
 
 
 class Noise(ImageData):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from site_extras import comparison_folder, evolution_folder, explanation_folder
 from site_run import full_run, picture
 
 from polysem.report.site.write import write_site
@@ -20,7 +21,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a site of two runs, in a subfolder with a blank in its name."""
     runs = [full_run(tmp_path_factory.mktemp("runs") / name) for name in ("one", "two")]
     place = tmp_path_factory.mktemp("web") / "sub folder" / "site"
-    return write_site(runs, [picture, picture], place).parent
+    folder = tmp_path_factory.mktemp("extras")
+    extras = [
+        comparison_folder(folder / "cmp"),
+        evolution_folder(folder / "evo"),
+        explanation_folder(folder / "why"),
+    ]
+    return write_site(runs, [picture, picture], place, extras=extras).parent
 
 
 @pytest.fixture(scope="session")

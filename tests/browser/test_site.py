@@ -41,8 +41,9 @@ def test_every_page_is_whole_legible_and_named(visit: Visit, site: Path, address
     assert page.locator("h1:visible").count() == 1
     assert look(page, "nameless") == []
     links = look(page, "links")
-    assert links
-    assert [link for link in links if not (site / link).is_file()] == []
+    here = [link for link in links if not link.startswith("https://")]
+    assert here
+    assert [link for link in here if not (site / link).is_file()] == []
     levels = look(page, "headings")
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
@@ -180,6 +181,15 @@ def test_heads_are_sorted_drawn_and_each_has_a_page(visit: Visit) -> None:
     page.locator("#heads a").first.click()
     page.wait_for_selector("#head h1")
     assert page.locator("#head .exemplars canvas").count() > 0
+
+
+@pytest.mark.parametrize("name", ["comparison", "evolution"])
+def test_charts_of_other_folders_are_drawn(visit: Visit, name: str) -> None:
+    page = visit(f"{name}.html")
+    for chart in page.locator("[data-chart]").all():
+        chart.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+    page.wait_for_function(f"() => !{LOOK.strip()}.undrawn()")
 
 
 def test_the_theme_is_chosen_and_kept(visit: Visit) -> None:

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from drawn_run import PlainSource, random_activations, write_run
 from shell import polysem
+from studied_run import studied_run, study_arrays
 
+from polysem.analysis.coadaptation import add_head_tables
 from polysem.cli.bench.compare_worlds import COLUMNS, WORLDS, World, simulate
 
 FILES = {
@@ -52,6 +54,18 @@ def test_arms_are_compared_and_written(
     assert code == 0
 
 
+def test_studied_heads_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k, name in enumerate(("plain", "drophead")):
+        add_head_tables(studied_run(tmp_path / name, study_arrays(8, 1, 3, n_pairs=3, seed=k)))
+    out = tmp_path / "out"
+    words = ("compare", tmp_path / "plain", tmp_path / "drophead", "--out", out)
+    code, printed, _ = polysem(capsys, *words)
+    assert code == 0 and "fight_share" in printed
+    assert {file.name for file in out.iterdir()} == FILES | {"dropped.png"}
+    page = (out / "comparison.md").read_text(encoding="utf-8")
+    assert "![Accuracy and loss as heads are dropped at random](dropped.png)" in page
+
+
 def test_groups_named_by_commas_are_arms_of_several(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +87,8 @@ def test_groups_named_by_commas_are_arms_of_several(
         (("RUNS/a0", "--group", "b=RUNS/c*"), "no run folder matches"),
         (("--group", "x=RUNS/a0,RUNS/a0", "RUNS/b0"), "not two seeds of arm 'x'"),
         (("RUNS/a0", "RUNS/b0", "--sites", "blocks.9.*"), "matches 'blocks.9.*'"),
+        (("RUNS/a0", "RUNS/b0", "--tables", "unit"), "did you mean 'units'"),
+        (("RUNS/a0", "RUNS/b0", "--tables", "heads"), "no table 'heads'"),
         (("RUNS/a0", "RUNS/b0", "--out", "RUNS"), "holds something else"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -11,6 +12,7 @@ import pytest
 import torch
 from shell import polysem
 
+from polysem.describe.facet_labels import FACET_LABELS
 from polysem.describe.labels import LABELS
 from polysem.store.run import Run
 
@@ -81,3 +83,51 @@ def test_what_cannot_be_done_is_said_and_the_older_table_stays(
         assert sentence in err
         assert err.count("\n") == 1
     assert (run / "tables" / "labels.parquet").read_bytes() == kept
+
+
+def test_crops_facets_heads_and_sheets_in_one_command(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", "timm:vit_micro_patch8_gap_64", "--data", "shapes:test?n=40&size=64"]
+    sites = ("blocks.0.hook_mlp_out", "blocks.0.attn.hook_z")
+    code, _, err = polysem(
+        capsys, "probe", *words, "--sites", ",".join(sites), "--out", tmp_path / "run",
+        "--top-k", 8,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    run = Run.open(tmp_path / "run")
+    asked = ("--clip", clip, "--concepts", "shapes", "--draws", 50, "--facets", "--heads")
+    code, out, err = polysem(capsys, "describe-neurons", run.path, *asked, "--rate", 1)
+    assert (code, err) == (0, "")
+    assert set(run.table("labels")["seen"]) == {"crops"}
+    facets = run.table("facets").set_index(["site", "unit", "tail", "facet"])
+    named = run.table("facet_labels").query("rank == 1").set_index(facets.index.names)
+    assert set(named.index) == set(facets.index)
+    assert run.table("facet_labels").attrs["columns"] == FACET_LABELS
+    assert set(run.table("head_labels")["by"]) == {"norm"}
+    text = (run.path / "tables" / "labels.md").read_text(encoding="utf-8")
+    assert r"## blocks.0.hook\_mlp\_out" in text and "## Attention heads" in text
+    for table in ("labels", "facet_labels", "head_labels"):
+        assert len(pd.read_csv(run.path / "tables" / f"{table}.csv")) == len(run.table(table))
+    code, out, err = polysem(
+        capsys, "describe-neurons", run.path, "--clip", clip, "--concepts", "shapes", "--draws", 20,
+        "--sites", sites[1], "--rate", 1, "--sheets", tmp_path / "sheets",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    n_heads = run.units(sites[1]).sizes["unit"]
+    assert len(list((tmp_path / "sheets").glob("*.png"))) == n_heads
+    assert f"wrote {n_heads} contact sheets" in out
+    code, _, err = polysem(capsys, "describe-neurons", run.path, *asked, "--method", "auroc")
+    assert code == 2 and "a facet is a group of exemplars" in err
+
+
+def test_a_neighbour_on_the_same_images_gives_its_embeddings(
+    run: Path, clip: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--clip", clip, "--concepts", "shapes", "--draws", 20, "--sites", "hook_pooled")
+    shutil.copytree(run, run.with_name("other"))
+    assert polysem(capsys, "describe-neurons", run, *words)[0] == 0
+    monkeypatch.setattr("polysem.describe.embedded.embed_images", None)  # would fail if asked
+    assert polysem(capsys, "describe-neurons", run.with_name("other"), *words)[0] == 0
+    one, other = (Run.open(path).clip_embeddings for path in (run, run.with_name("other")))
+    assert (one == other).all() and one.attrs == other.attrs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -17,6 +18,7 @@ from shell import polysem
 import polysem as package
 from polysem.models.checkpoint import save_checkpoint
 from polysem.models.transform import Transform
+from polysem.probe import snapshots as at_work
 from polysem.store.evolution import Evolution
 
 ARCH = "vit_micro_patch8_gap_64"
@@ -208,3 +210,36 @@ def test_an_older_result_survives_bad_input(
         code, _, err = polysem(capsys, *words, *given)
         assert code == 2 and said in err and err.count("\n") == 1
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_ctrl_c_keeps_finished_snapshots(
+    snapshots: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    words = ("evolve", "--checkpoints", snapshots, "--data", DATA, "--out", out,
+             "--sites", "hook_pooled", "--device", "cpu")  # fmt: skip
+    record = at_work.record
+
+    def stopping_at(name: str) -> None:
+        def stopped(*args: Any, task: str, **options: Any) -> tuple[bool, float]:
+            return task == name, record(*args, task=task, **options)[1]
+
+        monkeypatch.setattr(at_work, "record", stopped)
+
+    stopping_at("step 20")  # the first to be probed
+    code, _, err = polysem(capsys, *words)
+    assert code == 2 and "interrupted before the first snapshot was probed" in err
+    assert not out.exists()
+    stopping_at("step 5")
+    code, printed, err = polysem(capsys, *words)
+    assert code == 130 and "go on with --resume" in printed
+    assert {path.name for path in out.iterdir()} == {"evolution.json", "step_0", "step_20"}
+    code, _, err = polysem(capsys, *words)
+    assert code == 2 and "is not finished; go on with --resume" in err
+    monkeypatch.undo()
+    code, _, err = polysem(capsys, *words, "--resume")
+    assert (code, err) == (0, "")
+    assert Evolution.open(out).steps == [0, 5, 20]

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from drawn_run import Activations, PlainSource, write_run
+from studied_run import studied_run, study_arrays
 from torch import Tensor
 
 from polysem.describe.answers import read_answers
-from polysem.describe.labels import LABELS, METHODS, label_units
+from polysem.describe.labels import HEAD_LABELS, LABELS, label_heads, label_units
+from polysem.describe.naming import METHODS
+from polysem.describe.pictures import Pictures
 from polysem.errors import DataError, SpecError
 from polysem.store.run import Run
 
@@ -50,7 +53,9 @@ def test_units_are_called_by_what_they_follow(run: Run, method: str) -> None:
     images, texts = IMAGES, TEXTS
     if method == "rank-reorder":  # it needs mean similarities above 0
         images, texts = (torch.cat([x, torch.ones(len(x), 1)], dim=1) for x in (IMAGES, TEXTS))
-    table = label_units(run, images, texts, CONCEPTS, sites=[SITE], method=method, n_draws=200)
+    table = label_units(
+        run, Pictures(images), texts, CONCEPTS, sites=[SITE], method=method, n_draws=200
+    )
     assert list(table.columns) == list(LABELS)
     best = table[table["rank"] == 1].set_index(["tail", "unit"])
     assert best.loc[("upper", 0), "concept"] == "concept 0"
@@ -67,7 +72,7 @@ def test_units_are_called_by_what_they_follow(run: Run, method: str) -> None:
 
 
 def test_ranks_fall_and_only_the_first_is_tested(run: Run) -> None:
-    table = label_units(run, IMAGES, TEXTS, CONCEPTS, top=3, n_draws=50)
+    table = label_units(run, Pictures(IMAGES), TEXTS, CONCEPTS, top=3, n_draws=50)
     for _, unit in table.groupby(["site", "tail", "unit"]):
         assert unit["rank"].tolist() == [1, 2, 3]
         assert unit["score"].is_monotonic_decreasing
@@ -91,15 +96,30 @@ def test_held_out_images_are_no_exemplars(run: Run) -> None:
 
 
 def test_one_concept_is_a_vocabulary(run: Run) -> None:
-    table = label_units(run, IMAGES, TEXTS[:1], CONCEPTS[:1], n_draws=20)
+    table = label_units(run, Pictures(IMAGES), TEXTS[:1], CONCEPTS[:1], n_draws=20)
     assert set(table["concept"]) == {"concept 0"}
     assert set(table["rank"]) == {1}
 
 
 def test_what_does_not_belong_together_is_refused(run: Run) -> None:
     with pytest.raises(SpecError, match=r"no method 'soft-wpm'; did you mean 'soft-wpmi'"):
-        label_units(run, IMAGES, TEXTS, CONCEPTS, method="soft-wpm")
+        label_units(run, Pictures(IMAGES), TEXTS, CONCEPTS, method="soft-wpm")
     with pytest.raises(DataError, match="239 image embeddings for 240 images"):
-        label_units(run, IMAGES[1:], TEXTS, CONCEPTS)
+        label_units(run, Pictures(IMAGES[1:]), TEXTS, CONCEPTS)
     with pytest.raises(SpecError, match="no site"):
-        label_units(run, IMAGES, TEXTS, CONCEPTS, sites=["blocks.9.mlp.hook_post"])
+        label_units(run, Pictures(IMAGES), TEXTS, CONCEPTS, sites=["blocks.9.mlp.hook_post"])
+
+
+def test_heads_are_named_by_what_they_write_and_by_what_needs_them(tmp_path: Path) -> None:
+    like = (IMAGES @ TEXTS.T).numpy()
+    arrays = study_arrays(N_IMAGES, 2, 2)
+    arrays["cost_zero"][:, 1, 1] = arrays["cost"] + like[:, 4]
+    run = studied_run(tmp_path / "run", arrays)
+    table = label_heads(run, Pictures(IMAGES), TEXTS, CONCEPTS, n_draws=200)
+    assert list(table.columns) == list(HEAD_LABELS)
+    assert set(table["by"]) == {"norm", "importance"}
+    best = table[table["rank"] == 1].set_index(["by", "layer", "head"])
+    assert best.loc[("importance", 1, 1), "concept"] == "concept 4"
+    assert best.loc[("importance", 1, 1), "named"]
+    assert best.loc[("importance", 1, 1), "auroc"] > 0.9
+    assert not best.loc[("importance", 0, 0), "named"]

@@ -86,6 +86,7 @@ def test_a_unit_a_facet_and_a_cluster(planted: Run) -> None:
     table = pd.DataFrame(rows, columns=columns)
     add_table(planted, "clusters", table, meanings=dict.fromkeys(columns, "said elsewhere"))
     (group,) = found(planted, planted_circuit(), cluster=0)
+    assert group.nodes["site"].drop_duplicates().tolist() == [B0, B1, "cluster_0"]
     shares = group.nodes.set_index(["site", "unit"])["share"]
     # half the firing is the pooled neuron's, to which neuron 3 gives 3/4; of the other, all
     assert shares[(B0, 3)] == pytest.approx(0.5 * 0.75 + 0.5)

@@ -118,6 +118,28 @@ def test_a_missing_download_says_what_to_do(spec: str, monkeypatch: pytest.Monke
     level = logging.getLogger().level
     monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
     monkeypatch.setattr(open_clip.factory, "_get_hf_config", offline)
-    with pytest.raises(MissingError, match=r"no route to host.*name the file: ARCH:FILE"):
+    match = r"no route to host.*name the file: (ARCH|ViT-B-32):FILE"
+    with pytest.raises(MissingError, match=match):
         load_clip(spec)
     assert logging.getLogger().level == level
+
+
+def test_a_whole_vit_b_32_loads_from_open_clip_s_own_file(tmp_path: Path) -> None:
+    """The architecture that people use, with weights drawn at random and kept as it keeps them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        saved = open_clip.create_model("ViT-B-32", precision="fp16")
+    file = tmp_path / "open_clip_pytorch_model.bin"
+    torch.save(saved.state_dict(), file)
+    clip = load_clip(f"ViT-B-32:{file}")
+    assert clip.transform.size == (224, 224)
+    with torch.no_grad():
+        pixels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        image, words = clip.image_features(pixels), clip.embed_texts(["a red circle"])
+        torch.testing.assert_close(image, saved.float().encode_image(pixels), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            words, saved.encode_text(open_clip.get_tokenizer("ViT-B-32")(["a red circle"]), True),
+            rtol=1e-3, atol=1e-3,
+        )  # fmt: skip
+    with pytest.raises(CheckpointError, match="ViT-B-16"):
+        load_clip(f"ViT-B-16:{file}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 from small_probe import Noise, models
 
@@ -15,9 +16,10 @@ from polysem.models.load import LoadedModel
 from polysem.models.transform import Transform
 from polysem.probe.accumulators import image_hash
 from polysem.probe.bootstrap import poisson_weights
-from polysem.probe.crops import crop_box, embed_crops
+from polysem.probe.crops import crop_box, embed_crops, places_of
 from polysem.probe.embed import embed
 from polysem.probe.probe import probe
+from polysem.store.additions import add_arrays
 from polysem.store.run import Run
 
 
@@ -171,3 +173,43 @@ def test_crops_are_what_lies_where_the_exemplar_fired(tmp_path: Path) -> None:
         run.crop_embeddings("blocks.1.mlp.hook_post")
     with pytest.raises(SpecError, match="no place in the image to crop"):
         embed_crops(run, encoder, sites="hook_pooled", data=data)
+
+
+def test_places_are_where_most_was_contributed(tmp_path: Path) -> None:
+    model, data = models()["bcos"](), Noise(7)
+    run = probe(model, data, out=tmp_path / "run", top_k=3)
+    site = "blocks.0.mlp.hook_post"
+    before = places_of(run, site)
+    assert before.by == "activation"
+    np.testing.assert_array_equal(before.at[1], run.units(site)["top_y"])
+    n_units = run.units(site).sizes["unit"]
+    maps = np.zeros((2, n_units, 2, 8, 8), dtype="f4")  # two of three ranks, of a finer grid
+    maps[0, :, :, 6, 1], maps[0, :, :, 2, 5] = 1, -5
+    maps[1, :, :, 6, 1], maps[1, :, :, 2, 5] = 1, -5
+    arrays = {"contribution": (("tail", "unit", "rank", "y", "x"), maps)}
+    coords = {"tail": np.array(["upper", "lower"], dtype=object)}
+    add_arrays(run, "contributions", {site: xr.Dataset(arrays, coords)})
+    after = places_of(run, site)
+    assert (after.by, after.grid) == ("contribution", (8, 8))
+    # any window with the cell will do; the lower tail is contributed to by what is negative
+    there = np.isfinite(after.at).all(0)[..., :2]
+    for tail, (row, column) in enumerate(((6, 1), (2, 5))):
+        y, x = after.at[1:, tail, :, :2][:, there[tail]]
+        assert (np.abs(y - row) <= 2).all() and (np.abs(x - column) <= 2).all()
+    grid = before.grid[0]
+    rest = np.isfinite(before.at).all(0)[..., 2]
+    expected = (before.at[1][..., 2] + 0.5) * 8 // grid
+    np.testing.assert_array_equal(after.at[1][..., 2][rest], expected[rest])
+
+
+def test_a_background_of_crops_is_shared_by_sites_of_one_grid(tmp_path: Path) -> None:
+    model, data = models()["bcos"](), Noise(7)
+    run = probe(model, data, out=tmp_path / "run", top_k=3)
+    embed_crops(run, colours(), sites="blocks.*.mlp.hook_post", name="clip_crops", background=20,
+                data=data)  # fmt: skip
+    first, second = (run.clip_crops(f"blocks.{layer}.mlp.hook_post") for layer in (0, 1))
+    assert first["background"].dims == ("place", "dim")
+    assert len(first["background"]) == 20
+    np.testing.assert_array_equal(first["background"], second["background"])
+    with pytest.raises(RunError, match="describe-neurons"):
+        run.clip_crops("hook_pooled")

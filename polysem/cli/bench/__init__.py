@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from polysem.cli.bench.compare import bench_compare
+from polysem.cli.bench.describe import bench_describe
 from polysem.cli.bench.explain import bench_explain
 from polysem.cli.bench.heads import bench_heads
 from polysem.cli.bench.lipschitz import bench_lipschitz
@@ -20,6 +21,7 @@ bench = typer.Typer(
     help="Measure polysem on this machine; each bench prints a table and writes DIR/table.csv.",
     no_args_is_help=True,
 )
+bench.command("describe")(bench_describe)
 bench.command("compare")(bench_compare)
 bench.command("explain")(bench_explain)
 bench.command("heads")(bench_heads)

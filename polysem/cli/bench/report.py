@@ -23,7 +23,7 @@ _SIDE = 96
 def bench_report(
     out: Annotated[Path, typer.Option(help="Folder for table.csv and the site.")],
     units: Annotated[int, typer.Option(help="Units, drawn at random.", min=12)] = 10_000,
-    images: Annotated[int, typer.Option(help="Images that they choose from.", min=100)] = 50_000,
+    images: Annotated[int, typer.Option(help="Images that they choose from.", min=256)] = 50_000,
     data: Annotated[
         str, typer.Option(help="Pictures that images are cut out of.")
     ] = "shapes:test?n=300&size=224",
@@ -88,7 +88,7 @@ def _opened(site: Path) -> list[tuple[str, float, str]]:
             executable_path=browser,
             args=["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
-        for page in ("index", "atlas"):
+        for page in ("index", "atlas", "map"):
             rows += _one_page(opened, site, page)
         opened.close()
     return rows
@@ -103,6 +103,8 @@ def _one_page(browser: Any, site: Path, name: str) -> list[tuple[str, float, str
     page.goto((site.absolute() / f"{name}.html").as_uri())
     if name == "atlas":
         page.wait_for_selector("#cards li:first-child canvas")
+    if name == "map":
+        page.wait_for_function("document.documentElement.dataset.ready === 'map'", timeout=120_000)
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
     seconds = time.perf_counter() - start
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")

@@ -64,7 +64,7 @@ def importance(heads: pd.DataFrame) -> dict[str, Any]:
         }  # fmt: skip
         layout[f"yaxis{axis}"] = {
             "title": {"text": "block" if i == 0 else ""}, "type": "category", "showgrid": False,
-            "anchor": f"x{axis}",
+            "anchor": f"x{axis}", "showticklabels": i == 0,
         }  # fmt: skip
         notes.append({
             "text": title, "x": start, "y": 1, "xref": "paper", "yref": "paper",

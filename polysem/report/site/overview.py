@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from polysem.medians import median_interval
 from polysem.report.page import number
+from polysem.report.site.extras import Whole
 from polysem.report.site.faces import all_faces
 from polysem.report.site.parts import Content, Shown, has_table
 from polysem.store.run import Run
@@ -38,9 +39,9 @@ class Figure:
     meaning: str
 
 
-def overview(runs: list[Shown]) -> Content:
+def overview(whole: Whole) -> Content:
     """Return the first page of a site."""
-    return Content({"overviews": [_one(shown) for shown in runs]})
+    return Content({"overviews": [_one(shown) for shown in whole.runs]})
 
 
 def _one(shown: Shown) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class PageKind:
     title : str
         In the navigation and as heading.
     build : callable
-        From a `Shown` (kinds of `each` run), or from the list of them, to `Content`.
+        From a `Shown` (kinds of `each` run), or else from an `extras.Whole`, to `Content`.
     each : bool
         Whether every run has its own.
     scripts : sequence of str

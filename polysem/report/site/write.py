@@ -9,20 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jinja2
 
 from polysem.errors import RunError, SpecError
 from polysem.report.exemplars import Images
 from polysem.report.site.exemplar_images import described_images, exemplar_images, head_images
+from polysem.report.site.extras import Whole, open_extra
 from polysem.report.site.kinds import KINDS
+from polysem.report.site.markdown import write_markdown
 from polysem.report.site.parts import Content, PageKind, Shown, embedded, write_data
 from polysem.report.site.sprites import first_seen, write_sprites
 from polysem.store.folders import whole_folder
 from polysem.store.run import Run
 
-__all__ = ["MARK", "require_free_site", "write_site"]
+__all__ = ["MARK", "Form", "require_free_site", "write_site"]
+
+Form: TypeAlias = Literal["html", "md", "both"]
 
 #: The file by which a folder is known to be a site that may be replaced.
 MARK = "polysem-site.json"
@@ -35,11 +39,13 @@ def write_site(
     images: Sequence[Images],
     out: str | Path,
     *,
+    extras: Sequence[Path] = (),
+    form: Form = "html",
     n_exemplars: int = 9,
     title: str | None = None,
     on_step: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> Path:
-    """Write the site of some runs and return its first page.
+    """Write the report of some runs and return its first page.
 
     The folder appears when it is whole, in place of an older one.
 
@@ -50,6 +56,10 @@ def write_site(
         One a run, as for `report.figures.contact_sheet`. An image that is no longer there leaves
         a grey field.
     out : str or Path
+    extras : sequence of Path
+        Folders of ``polysem compare``, ``evolve`` and ``explain`` that are shown too.
+    form : {"html", "md", "both"}, default "html"
+        A site, one Markdown file with pictures, or both in one folder.
     n_exemplars : int, default 9
         Exemplars of each tail of a unit.
     title : str, optional
@@ -66,14 +76,22 @@ def write_site(
         raise SpecError("a report needs at least one run")
     out = Path(out).expanduser()
     with whole_folder(out) as folder:
-        keys = _keys([run.path for run in runs])
+        keys = _keys([*(run.path for run in runs), *extras])
+        more = [open_extra(path, key) for path, key in zip(extras, keys[len(runs) :], strict=True)]
         shown = [
             _with_images(run, key, some, folder, n_exemplars, on_step)
-            for run, key, some in zip(runs, keys, images, strict=True)
+            for run, key, some in zip(runs, keys[: len(runs)], images, strict=True)
         ]
-        _write_pages(shown, folder, title or _title(runs))
+        whole = Whole(shown, more, folder)
+        contents = _contents(whole)
+        if form != "html":
+            write_markdown(whole, contents, images, title or _title(runs))
+        if form == "md":
+            _leave_out_site_files(whole)
+        else:
+            _write_pages(whole, contents, title or _title(runs))
         (folder / MARK).write_text(json.dumps({"format": 1, "runs": keys}) + "\n", encoding="utf-8")
-    return out / "index.html"
+    return out / ("README.md" if form == "md" else "index.html")
 
 
 def require_free_site(out: Path, *, overwrite: bool) -> None:
@@ -137,13 +155,27 @@ def _with_images(
     return shown
 
 
-def _write_pages(runs: Sequence[Shown], folder: Path, title: str) -> None:
-    """Write every kind of page, each with links to all others."""
+def _contents(whole: Whole) -> dict[tuple[str, str], Content]:
+    """Return what each page says, by its slug and the key of its run (empty: of all runs)."""
     contents: dict[tuple[str, str], Content] = {}
     for kind in KINDS:
-        for shown in runs if kind.each else (None,):
-            built = kind.build(list(runs) if shown is None else shown)
+        for shown in whole.runs if kind.each else (None,):
+            built = kind.build(whole if shown is None else shown)
             contents[kind.slug, "" if shown is None else shown.key] = built
+    return contents
+
+
+def _leave_out_site_files(whole: Whole) -> None:
+    """Remove what only the pages of a site load."""
+    shutil.rmtree(whole.folder / "data")
+    for shown in whole.runs:
+        for sheet in shown.sprites.sheets:
+            (whole.folder / sheet).unlink()
+
+
+def _write_pages(whole: Whole, contents: Mapping[tuple[str, str], Content], title: str) -> None:
+    """Write every kind of page, each with links to all others."""
+    runs, folder = whole.runs, whole.folder
     environment = _environment()
     scripts: set[str] = set()
     for kind in KINDS:

@@ -5,6 +5,11 @@
   const { el, number } = polysem;
   const run = document.body.dataset.run;
   const PAGE = 24, SHOWN = 6;
+  const VIEWS = {
+    firing: "Outlined: more than halfway from the unit's mean to its peak in the image.",
+    contribution: "Opaque where the image spoke for the unit, over the strongest place; an exemplar without a map is whole.",
+    image: "",
+  };
   const atlas = await polysem.data(run, "atlas");
   const sprites = await polysem.thumbs.open(run);
   const form = document.getElementById("controls");
@@ -151,9 +156,9 @@
     const group = atlas.cluster && atlas.cluster[row] >= 0 ? el("a", { href: `#cluster=${atlas.cluster[row]}` }, `Group ${atlas.cluster[row]}`) : null;
     const heading = el("h1", { tabindex: "-1" }, titleOf(row));
     const picture = el("select", { id: "unit-view" }, [...form.elements.view.options].map((option) => el("option", { value: option.value, selected: option.value === view() }, option.textContent)));
-    picture.addEventListener("change", () => { form.elements.view.value = picture.value; drawn.draw(); });
+    picture.addEventListener("change", () => { form.elements.view.value = picture.value; article.querySelector("#view-note").textContent = VIEWS[view()]; drawn.draw(); });
     const where = el("p.where", {}, whereOf(row), group ? [" · ", group] : null, twin !== undefined ? [" · ", el("a", { href: addressOf(twin) }, atlas.lower[row] ? "its highest values" : "its lowest values")] : null);
-    const other = el("p.field", {}, el("label", { for: "unit-view" }, "Pictures"), picture);
+    const other = el("p.field", {}, el("label", { for: "unit-view" }, "Pictures"), picture, el("span.note", { id: "view-note" }, VIEWS[view()]));
     drawn = polysem.card.build(atlas, sprites, row, card, { view, find, heading, where, other: atlas.dead[row] ? null : other });
     article.replaceChildren(el("nav.steps", { "aria-label": "Units" }, back, step(at - 1, "‹ Previous", "prev"), step(at + 1, "Next ›", "next")), drawn.node);
     document.title = `${titleOf(row)} · ${whereOf(row)}`;

@@ -78,7 +78,7 @@ polysem.card = (() => {
         jobs.push(() => polysem.thumbs.draw(canvas, sprites, card.i[rank], over(atlas, row, card, rank, view())));
         return canvas;
       });
-      return el("li", {}, el("p", {}, el("strong", {}, name ?? `Facet ${i + 1}`), ` ${percent(share)} of the activation, ${many} exemplars`),
+      return el("li", {}, el("p", {}, el("strong", {}, name ?? `Facet ${i + 1}`), ` ${percent(share)} of the activation, ${many} exemplar${many === 1 ? "" : "s"}`),
         el("span.meter", { "aria-hidden": "true" }, el("span", { style: `width:${100 * Math.max(0, share ?? 0)}%` })),
         el("div.strip", {}, canvases));
     }));

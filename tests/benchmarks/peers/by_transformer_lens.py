@@ -70,21 +70,17 @@ def _in_transformers(model: nn.Module) -> nn.Module:
         ("pos_embed", "vit.embeddings.position_embeddings"),
         ("norm1", "layernorm_before"), ("norm2", "layernorm_after"), ("head.", "classifier."),
     ]  # fmt: skip
-    own = peer.state_dict()
-    old = any(".attention.attention.query." in key for key in own)  # before transformers 5
-    layer, parts = (
-        (
-            "vit.encoder.layer.",
-            "attention.attention.query attention.attention.key "
-            "attention.attention.value attention.output.dense intermediate.dense "
-            "output.dense",
+    if any(".attention.attention.query." in key for key in peer.state_dict()):  # transformers 4
+        layer = "vit.encoder.layer."
+        parts = (
+            "attention.attention.query attention.attention.key attention.attention.value "
+            "attention.output.dense intermediate.dense output.dense"
         )
-        if old
-        else (  # fmt: skip
-            "vit.layers.",
-            "attention.q_proj attention.k_proj attention.v_proj attention.o_proj mlp.fc1 mlp.fc2",
+    else:
+        layer = "vit.layers."
+        parts = (
+            "attention.q_proj attention.k_proj attention.v_proj attention.o_proj mlp.fc1 mlp.fc2"
         )
-    )
     q, k, v, o, up, down = parts.split()
     renames += [("attn.proj", o), ("mlp.fc1", up), ("mlp.fc2", down)]
     found: dict[str, Tensor] = {}

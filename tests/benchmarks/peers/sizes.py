@@ -46,6 +46,7 @@ class Sizes:
 
 SIZES = {
     "full": Sizes({}, 256, 32, 4096, 36_864, 10_000, 3_783, 3_072, 512, 2_000),
+    "brief": Sizes({}, 32, 8, 4096, 36_864, 10_000, 3_783, 3_072, 512, 2_000),
     "tiny": Sizes(
         {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
         24, 8, 64, 40, 200, 50, 30, 16, 60, repeats=2,

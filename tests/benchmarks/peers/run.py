@@ -97,16 +97,21 @@ def main() -> None:
                 ours = next(n for n, r in enumerate(ROWS) if r.task == row.task)
                 rows[-1] |= _agreement(results[ours], results[number])
             print(rows[-1], flush=True)
-    table = _with_older(pd.DataFrame(rows), asked.out / "table.csv")
-    table["times_polysem"] = _beside_ours(table)
-    table.round(4).to_csv(asked.out / "table.csv", index=False)
-    draw_table(table, asked.out / "table.png")
+            _write(rows, asked.out)
     machine = {
         "cpus": os.cpu_count(), "processor": _processor(),
         "torch": torch.__version__,
         "python": platform.python_version(), "size": asked.size, **asdict(SIZES[asked.size]),
     }  # fmt: skip
     (asked.out / "machine.json").write_text(json.dumps(machine, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write table and picture, after each row anew."""
+    table = _with_older(pd.DataFrame(rows), out / "table.csv")
+    table["times_polysem"] = _beside_ours(table)
+    table.round(4).to_csv(out / "table.csv", index=False)
+    draw_table(table, out / "table.png")
 
 
 def _with_older(table: pd.DataFrame, file: Path) -> pd.DataFrame:
@@ -178,7 +183,8 @@ def _agreement(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
 
 def _beside_ours(table: pd.DataFrame) -> pd.Series[float]:
     """Return each row's CPU time in polysem's for the same task; of recording, over the bare."""
-    measure = table["cpu_over_bare"].where(table["task"] == "record", table["cpu_seconds"])
+    over_bare = table.get("cpu_over_bare", table["cpu_seconds"])
+    measure = over_bare.where(table["task"] == "record", table["cpu_seconds"])
     ours = measure[table["peer"] == _OURS].groupby(table["task"]).first()
     return measure / table["task"].map(ours)
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from polysem.analysis.permutation import least_p
 from polysem.errors import RunError
-from polysem.report.comparison_page import escaped, markdown_table
+from polysem.report.markdown import escaped, markdown_table
 from polysem.report.page import number
 from polysem.store.tables import save_text
 
@@ -24,6 +24,9 @@ __all__ = ["NEGLIGIBLE", "Evidence", "Finding", "findings", "verdict", "write_an
 
 #: Cliff's delta below which a difference is held to be too small to matter (Romano et al. 2006).
 NEGLIGIBLE = 0.147
+
+#: Tables that rest on likeness of images.
+_EMBEDDED = ("polysemanticity", "unit_facets")
 
 Speaks = Literal["for", "against", "no difference", "cannot tell"]
 
@@ -148,7 +151,8 @@ def write_answer(
             lines += [f"![Heads dropped at random, on {name}]({name}_dropped.png)", ""]
     lines += ["## What would change it", ""]
     lines += [f"- {line}" for line in what_would_change(headline, found, tables, layers, recipe)]
-    lines += [f"- {line}" for line in _encoders(encoders)]
+    if any(one.evidence.table in _EMBEDDED for one in found):
+        lines += [f"- {line}" for line in _encoders(encoders)]
     wall, cpu = seconds
     lines += ["", f"All steps took {wall / 60:.1f} minutes ({cpu / 60:.1f} CPU minutes).", ""]
     for name, place in comparisons.items():

@@ -148,6 +148,9 @@ def load_parquet(
                 )
             groups += _row_groups(table, file, f"{images}.bytes" if field else images)
             count = table.metadata.num_rows
+            size = file.stat().st_size if isinstance(file, Path) else file.size
+            if count > size:  # whatever the bytes are, they are no images
+                raise DataError(f"{_place(file)} claims {count:,} images in fewer bytes")
             keys += (f"{relative.as_posix()}#{row}" for row in range(count))
             if "path" in fields[images]:
                 paths += pc.struct_field(_column(table, file, images, ".path"), "path").to_pylist()
@@ -195,7 +198,7 @@ class _RowGroups:
                     column = batch.column(0)
                     rows = column.field(self.field) if self.field else column
                     yield Block(rows, len(rows), rows.nbytes)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
                     f"{_place(group.file)}: row group {group.number} cannot be read: {error}"
                 ) from None
@@ -208,7 +211,7 @@ def _table(file: Path | Shard) -> pq.ParquetFile:
         fs, path = file.place()
         store = pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fs))
         return pq.ParquetFile(path, filesystem=store, pre_buffer=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{_place(file)} cannot be read as a parquet file: {error}") from None
 
 
@@ -217,7 +220,7 @@ def _column(
 ) -> pa.ChunkedArray:
     try:
         return table.read(columns=[column + field]).column(column)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{_place(file)}: the column {column!r} cannot be read: {error}") from None
 
 

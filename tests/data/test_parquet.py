@@ -262,3 +262,10 @@ def test_tables_behind_an_address(tmp_path: Path) -> None:
     assert load_data("memory://tables/p{0..1}.parquet").fingerprint != before
     with pytest.raises(MissingError, match=r"no file memory://tables/p2\.parquet"):
         load_data("memory://tables/p{0..2}.parquet")
+
+
+def test_more_rows_than_bytes_are_refused_before_they_are_counted_out(tmp_path: Path) -> None:
+    nothing = pa.nulls(3_000_000, pa.binary())
+    pq.write_table(pa.table({"image": nothing}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="claims 3,000,000 images in fewer bytes"):
+        load(tmp_path / "t.parquet")

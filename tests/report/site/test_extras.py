@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image
 from site_extras import (
@@ -66,6 +67,15 @@ def test_forests_show_effects_with_intervals_and_which_are_sure(site: Path) -> N
     assert EVIL not in json.dumps(units)  # plotly reads tags in labels
     (networks,) = (f for name, f in drawn.items() if name.endswith("-networks"))
     assert networks["data"][0]["x"] == [0.25]  # a missing difference is no dot
+
+
+def test_arms_that_do_not_differ_are_shown(tmp_path: Path) -> None:
+    folder = comparison_folder(tmp_path / "cmp")
+    table = pd.read_parquet(folder / "comparison.parquet").assign(q=1.0)
+    table.to_parquet(folder / "comparison.parquet", index=False)
+    extras = [folder]
+    page = write_site([bare_run(tmp_path / "run")], [picture], tmp_path / "site", extras=extras)
+    assert (page.parent / "comparison.html").is_file()
 
 
 def test_evolution_has_a_line_for_each_site_and_leaves_out_what_is_not_there(site: Path) -> None:

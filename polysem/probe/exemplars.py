@@ -7,13 +7,16 @@ from torch import Tensor
 
 from polysem.probe.accumulators import Accumulator
 
-__all__ = ["Exemplars"]
+__all__ = ["MOST_IMAGES", "Exemplars"]
 
 _CHUNK_BYTES = 1 << 19
 
 #: Doubles that hold a float32 have 29 zero bits at the end: room for an image index.
 _INDEX_BITS = 29
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
+
+#: Images that can be told apart so.
+MOST_IMAGES = 1 << _INDEX_BITS
 
 
 def _order_keys(values: Tensor, images: Tensor) -> Tensor:

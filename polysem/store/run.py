@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
-from polysem.store.schema import FORMAT
+from polysem.store.schema import FORMAT, OLDEST_FORMAT
 
 __all__ = ["Run", "read_manifest", "read_parquet"]
 
@@ -48,14 +48,19 @@ class Run:
         MissingError
             If there is no such folder.
         RunError
-            If it is not a run, or was written by a newer polysem.
+            If it is not a run, or of a format that another polysem reads.
         """
         path = Path(path).expanduser()
         manifest = read_manifest(path)
-        if manifest["format"] > FORMAT:
+        if not OLDEST_FORMAT <= manifest["format"] <= FORMAT:
+            newer = manifest["format"] > FORMAT
+            versions = manifest.get("versions")
+            version = versions.get("polysem") if isinstance(versions, dict) else None
             raise RunError(
-                f"{path} has run format {manifest['format']}; this polysem reads up to {FORMAT}: "
-                f"install polysem {manifest.get('versions', {}).get('polysem', 'newer')}"
+                f"{path} has run format {manifest['format']}; this polysem reads "
+                f"{OLDEST_FORMAT} to {FORMAT}: install polysem "
+                f"{version or ('newer' if newer else 'as old as the run')}"
+                f"{'' if newer else ', or probe again'}"
             )
         return cls(path, manifest)
 

@@ -10,12 +10,15 @@ import numpy as np
 import xarray as xr
 
 __all__ = [
-    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset",
-    "ranking_pool",
+    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "OLDEST_FORMAT", "QUANTILES", "UNITS", "Variable",
+    "dataset", "ranking_pool",
 ]  # fmt: skip
 
 #: Version of the run folder's layout; raised when older readers would misread it.
 FORMAT = 1
+
+#: The oldest that is still read; runs of an older one name the polysem that reads them.
+OLDEST_FORMAT = 1
 
 #: Quantiles given for each unit; the sample of images in the run gives any other.
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from drawn_run import PlainSource, cnn_activations, random_activations, unit_sta
 
 from polysem.errors import MissingError, RunError, SpecError
 from polysem.store.run import Run
-from polysem.store.schema import FORMAT
+from polysem.store.schema import FORMAT, OLDEST_FORMAT
 
 N = 11
 LABELS = np.arange(N) % 3
@@ -91,6 +92,15 @@ def test_no_run_is_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(RunError, match="is not a run"):
             Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("versions", [{"polysem": "0.0.1"}, {}, None, []])
+def test_an_older_format_says_which_polysem_it_needs(versions: Any, tmp_path: Path) -> None:
+    older = {"format": OLDEST_FORMAT - 1, "versions": versions}
+    (tmp_path / "manifest.json").write_text(json.dumps(older))
+    words = r"polysem 0\.0\.1, or probe" if versions else "as old as the run, or probe again"
+    with pytest.raises(RunError, match=words):
+        Run.open(tmp_path)
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ polysem.card = (() => {
       const where = site === "class" ? `class ${unit}` : `${site} · ${unit}${tail === "lower" ? " ↓" : ""}`;
       const text = known === null ? where : `${known.name ? `${known.name}, ` : ""}${where}`;
       return el("li", {}, known === null ? el("span", {}, text) : el("a", { href: known.href }, text),
-        el("span.number", {}, `${share < 0 ? "−" : ""}${percent(Math.abs(share))}`));
+        el("span.number", {}, `${number(100 * share, 2)} %`));
     })));
   }
 

@@ -176,11 +176,10 @@ def answer(headline: Sequence[Finding], found: Sequence[Finding], arms: tuple[st
     said = verdict(headline)
     single = any(f.row["about"] == "these networks" for f in headline)
     details = "; ".join(_detail(f, arms) for f in headline)
-    start = f"of these networks, **{said}**" if single else f"**{said}**"
-    first = f"{start[0].upper()}{start[1:]}: {headline[0].evidence.says}: {details}."
-    if not single:
-        start = f"**{said[0].upper()}{said[1:]}**"
-        first = f"{start}: {headline[0].evidence.says}: {details}."
+    start = f"**{said[0].upper()}{said[1:]}**"
+    if single:
+        start = f"Of these networks{' one' if said == 'cannot tell' else ','} **{said}**"
+    first = f"{start}: {headline[0].evidence.says}: {details}."
     rest = [f for f in found if f.evidence != headline[0].evidence]
     counts = ", ".join(
         f"{sum(f.speaks == way for f in rest)} {text}" for way, text in _COUNTED.items()

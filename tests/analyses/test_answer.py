@@ -81,6 +81,8 @@ def test_two_sentences_and_one_seed_says_so() -> None:
     assert "**cannot tell**, since an arm has a single seed" in text
     assert "of the 2 other comparisons 1 speak for it, 0 against it" in text
     assert text.count(". ") == 1 and text.endswith(".")
+    open_ = [finding("cannot tell")]
+    assert answer(open_, open_, ("a", "b")).startswith("Of these networks one **cannot tell**: ")
     many = [finding("for", about="training", runs=5, other_runs=5)]
     text = answer(many, many, ("a", "b"))
     assert text.startswith("**Yes**: things") and "single seed" not in text

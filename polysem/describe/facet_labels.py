@@ -120,8 +120,8 @@ def label_facets(
             key = site if part.seen == "crops" else "images"
             if key not in chance:
                 chance[key] = _Chance.drawn(
-                    by, part.asked.view, part.counts, most=most, n_draws=n_draws, chunk=chunk,
-                    seed=seed,
+                    by, part.asked.view, part.counts, n_ranks=part.asked.given.shape[1],
+                    most=most, n_draws=n_draws, chunk=chunk, seed=seed,
                 )  # fmt: skip
             table = name(by, part.asked, top=top, p_of=chance[key].p, chunk=chunk)
             facet = part.rows.iloc[table["unit"].to_numpy()]
@@ -202,6 +202,7 @@ class _Chance:
         view: View,
         counts: npt.NDArray[np.int64],
         *,
+        n_ranks: int,
         most: int,
         n_draws: int,
         chunk: int,
@@ -213,12 +214,14 @@ class _Chance:
         ----------
         counts : int array [unit]
             How many exemplars units have; each draw has as many as one of these.
+        n_ranks : int
+            The most exemplars that any unit can have, at this site or another.
         most : int
             Facets looked for at most.
         """
         scorer = partial(method.function, view=view)
         generator = torch.Generator().manual_seed(seed)
-        n_ranks = int(counts.max())
+        n_ranks = min(n_ranks, view.n_chance)
 
         def draw(n: int) -> Tensor:
             rows = [torch.randperm(view.n_chance, generator=generator)[:n_ranks] for _ in range(n)]

@@ -112,7 +112,14 @@ def test_facets_of_random_exemplars_are_named_as_often_as_chance_has_it(method: 
         for facet in range(5) if (held := (group == facet).any(1)).any()
     ]))  # fmt: skip
     chance = _Chance.drawn(
-        METHODS[method], view, np.full(400, 16), most=5, n_draws=1000, chunk=256, seed=0
+        METHODS[method],
+        view,
+        np.full(400, 16),
+        n_ranks=RANKS,
+        most=5,
+        n_draws=1000,
+        chunk=256,
+        seed=0,
     )
     best = best_concepts(METHODS[method].function(given, view), view, 1)[0].double().numpy()
     p = chance.p(best, given)[:, 0]
@@ -144,3 +151,21 @@ def test_facets_of_other_sites_stay_and_what_is_not_there_is_said(run: Run) -> N
     table.to_parquet(run.path / "tables" / "facets.parquet")
     with pytest.raises(RunError, match=r"no facets at blocks\.0\.mlp\.hook_post"):
         label_facets(run, pictures, TEXTS, CONCEPTS)
+
+
+def test_sites_whose_units_have_more_exemplars_than_the_first_are_named(tmp_path: Path) -> None:
+    """Whole images are the same at all sites, and so is chance; numbers of exemplars are not."""
+    rng = np.random.default_rng(2)
+    rare, common = np.zeros((N_IMAGES, 1, 1, 1)), rng.random((N_IMAGES, 1, 1, 1))
+    rare[:9] = rng.random((9, 1, 1, 1))
+    common[::N_CONCEPTS] += 1  # one concept, hence one facet
+    source = PlainSource("drawn", [f"image {i}" for i in range(N_IMAGES)])
+    activations = {
+        SITE: Activations(rare, signed=False),
+        "blocks.1.mlp.hook_post": Activations(common, signed=False),
+    }
+    run = write_run(tmp_path / "run", source, activations, ranks=RANKS)
+    pictures = seen_of(run, crops=False)
+    divide(run, pictures, sites=run.sites, progress=False)
+    table = label_facets(run, pictures, TEXTS, CONCEPTS, n_draws=50)
+    assert table.groupby("site")["n_exemplars"].max().tolist() == [9, RANKS]

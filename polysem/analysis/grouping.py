@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
@@ -109,17 +110,21 @@ def map_points(directions: Points) -> npt.NDArray[np.float64]:
     if len(directions) < 5:  # too few for a graph of neighbours
         flat = PCA(min(2, *directions.shape)).fit_transform(directions)
         return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1]))).astype(np.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numba, sklearn's renamings, disconnected points
-        from umap import UMAP
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numba, sklearn's renamings, disconnected points
+            from umap import UMAP
 
-        found = UMAP(
-            metric="cosine",
-            n_neighbors=min(15, len(directions) - 1),
-            init="pca" if len(directions) < 50 else "spectral",
-            random_state=0,
-            n_jobs=1,
-        ).fit_transform(directions)
+            found = UMAP(
+                metric="cosine",
+                n_neighbors=min(15, len(directions) - 1),
+                init="pca" if len(directions) < 50 else "spectral",
+                random_state=0,
+                n_jobs=1,
+            ).fit_transform(directions)
+    finally:
+        torch.set_num_threads(threads)  # which UMAP, through OpenMP, sets anew for all
     return np.asarray(found, dtype=np.float64)
 
 

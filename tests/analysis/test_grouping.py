@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import adjusted_rand_score
 
 from polysem.analysis.grouping import (
@@ -65,6 +66,16 @@ def test_map_keeps_groups_together_and_is_the_same_every_time() -> None:
     across = np.linalg.norm(centres[:, None] - centres[None], axis=-1).max()
     assert across > 2 * within
     np.testing.assert_array_equal(places, map_points(directions))
+
+
+def test_a_map_leaves_the_threads_of_torch_as_they_are() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        map_points(np.random.default_rng(0).normal(size=(60, 5)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("n", [3, 4])

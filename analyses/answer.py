@@ -16,7 +16,7 @@ import pandas as pd
 
 from polysem.analysis.permutation import least_p
 from polysem.errors import RunError
-from polysem.report.comparison_page import escaped, markdown_table
+from polysem.report.markdown import escaped, markdown_table
 from polysem.report.page import number
 from polysem.store.tables import save_text
 
@@ -24,6 +24,9 @@ __all__ = ["NEGLIGIBLE", "Evidence", "Finding", "findings", "verdict", "write_an
 
 #: Cliff's delta below which a difference is held to be too small to matter (Romano et al. 2006).
 NEGLIGIBLE = 0.147
+
+#: Tables that rest on likeness of images.
+_EMBEDDED = ("polysemanticity", "unit_facets")
 
 Speaks = Literal["for", "against", "no difference", "cannot tell"]
 
@@ -148,7 +151,8 @@ def write_answer(
             lines += [f"![Heads dropped at random, on {name}]({name}_dropped.png)", ""]
     lines += ["## What would change it", ""]
     lines += [f"- {line}" for line in what_would_change(headline, found, tables, layers, recipe)]
-    lines += [f"- {line}" for line in _encoders(encoders)]
+    if any(one.evidence.table in _EMBEDDED for one in found):
+        lines += [f"- {line}" for line in _encoders(encoders)]
     wall, cpu = seconds
     lines += ["", f"All steps took {wall / 60:.1f} minutes ({cpu / 60:.1f} CPU minutes).", ""]
     for name, place in comparisons.items():
@@ -172,11 +176,10 @@ def answer(headline: Sequence[Finding], found: Sequence[Finding], arms: tuple[st
     said = verdict(headline)
     single = any(f.row["about"] == "these networks" for f in headline)
     details = "; ".join(_detail(f, arms) for f in headline)
-    start = f"of these networks, **{said}**" if single else f"**{said}**"
-    first = f"{start[0].upper()}{start[1:]}: {headline[0].evidence.says}: {details}."
-    if not single:
-        start = f"**{said[0].upper()}{said[1:]}**"
-        first = f"{start}: {headline[0].evidence.says}: {details}."
+    start = f"**{said[0].upper()}{said[1:]}**"
+    if single:
+        start = f"Of these networks{' one' if said == 'cannot tell' else ','} **{said}**"
+    first = f"{start}: {headline[0].evidence.says}: {details}."
     rest = [f for f in found if f.evidence != headline[0].evidence]
     counts = ", ".join(
         f"{sum(f.speaks == way for f in rest)} {text}" for way, text in _COUNTED.items()
@@ -260,7 +263,7 @@ def what_would_change(
     for images, table in tables.items():
         accuracy = table[(table["table"] == "images") & (table["measure"] == "accuracy")]
         for row in accuracy.to_dict("records"):
-            if not row["difference_low"] <= 0 <= row["difference_high"]:
+            if row["difference_low"] > 0 or row["difference_high"] < 0:
                 lines.append(
                     f"Accuracy on {images} differs: {row['arm']} {row['value']:.1%}, "
                     f"{row['other']} {row['other_value']:.1%} (difference "

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from answer import Evidence, write_answer
 
@@ -330,12 +331,15 @@ class _Done:
 
 def _call(job: Job, log: Path) -> None:
     """Run one command in this process, its output into a log."""
+    threads = torch.get_num_threads()
     with _logged(log):
         try:
             app(list(job.words), prog_name="polysem")
             code = 0
         except SystemExit as end:  # how a command ends, well or not
             code = end.code or 0
+        finally:
+            torch.set_num_threads(threads)  # which UMAP, through OpenMP, sets anew for all
     if code:
         raise RunError(f"step {job.name} ended with {code}; its output is in {log}")
 

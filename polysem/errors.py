@@ -35,7 +35,15 @@ __all__ = [
 
 
 class PolysemError(Exception):
-    """Anything that the user can put right; the message is one clear sentence."""
+    """Anything that the user can put right; the message is one clear sentence.
+
+    `kept` says what is left of long work that ended so, and how to go on; it ends the message.
+    """
+
+    kept = ""
+
+    def __str__(self) -> str:
+        return super().__str__() + self.kept
 
 
 class SpecError(PolysemError, ValueError):

@@ -15,7 +15,10 @@ from polysem.errors import SpecError, did_you_mean
 
 __all__ = ["DEFAULT_SITES", "Site", "parse_site", "select_sites"]
 
-_BLOCK = re.compile(r"blocks\.(?P<layer>\d+)\.(?P<part>.+)")
+_BLOCK = re.compile(r"blocks\.(?P<layer>\d{1,100})\.(?P<part>.+)")
+
+# dotted words alone: site names become names of files
+_MODULE = re.compile(r"(\w{1,100}\.){1,20}hook_post")
 
 _BLOCK_DIMS = {
     "hook_resid_pre": ("image", "token", "d_model"),
@@ -93,7 +96,8 @@ def parse_site(name: str) -> Site:
         return Site(name, int(match["layer"]), match["part"], _BLOCK_DIMS[match["part"]])
     if name in _NETWORK_DIMS:
         return Site(name, None, name, _NETWORK_DIMS[name])
-    if name.endswith(".hook_post") and not name.endswith((".attn.hook_post", ".mlp.hook_post")):
+    in_cnn = _MODULE.fullmatch(name)
+    if in_cnn and not name.endswith((".attn.hook_post", ".mlp.hook_post")):
         return Site(name, None, "hook_post", ("image", "channel", "y", "x"))
     parts = [f"blocks.{match['layer']}.{p}" for p in _BLOCK_DIMS] if match else list(_NETWORK_DIMS)
     raise SpecError(f"{name!r} is not the name of a site{did_you_mean(name, parts)}")

@@ -31,6 +31,7 @@ from polysem.cli.sanity import sanity
 from polysem.cli.show import show
 from polysem.cli.train import train
 from polysem.errors import PolysemError
+from polysem.launch import forget_the_others, launched
 
 __all__ = ["app", "main"]
 
@@ -41,6 +42,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+#: Commands whose work several processes share; of all others the first process does all.
+_SHARED = ("embed", "heads", "probe", "train")
+
+
+@app.callback()
+def _once(context: typer.Context) -> None:
+    if context.invoked_subcommand in _SHARED:
+        return
+    if not launched().first:
+        raise typer.Exit()
+    forget_the_others()
+
+
 for _command in (
     probe,
     show,

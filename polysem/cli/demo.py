@@ -32,6 +32,7 @@ def demo(
     from polysem.cli.show import write_sheet
     from polysem.cli.tables import print_table
     from polysem.data.shipped import shipped_file
+    from polysem.describe.describe import describe_neurons
     from polysem.probe.probe import probe
     from polysem.report.figures import striking_units
 
@@ -51,10 +52,18 @@ def demo(
     for name, run in runs.items():
         print(f"{name}: {run.images['correct'].mean():.2%} of the images classified correctly")
     print("kurtosis and sparsity are medians over neurons: higher means excited by fewer images")
+    last = [site for site in runs["bcos"].sites if site.endswith("mlp.hook_post")][-1]
+    print("naming the neurons of the last block with the small CLIP that ships …")
     for name, run in runs.items():
-        site = [s for s in run.sites if s.endswith("mlp.hook_post")][-1]
-        for unit in striking_units(run, site, 3):
-            print(f"wrote {write_sheet(run, site, unit, out / f'{name}-{site}-{unit}.png')}")
+        names = describe_neurons(run, sites=last, seen="images").labels
+        best = names[(names["rank"] == 1) & names["named"]].nlargest(5, "auroc")
+        print_table(
+            best[["unit", "tail", "concept", "p_value", "auroc"]],
+            title=f"{name}: the neurons of {last} that their names tell best",
+        )
+    for name, run in runs.items():
+        for unit in striking_units(run, last, 3):
+            print(f"wrote {write_sheet(run, last, unit, out / f'{name}-{last}-{unit}.png')}")
     print("scoring neurons and writing the report …")
     for run in runs.values():
         polysemanticity(run, sites="*.mlp.hook_post")

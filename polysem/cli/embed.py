@@ -37,7 +37,10 @@ def embed(
     """Embed the images of runs, so that scores can tell how alike two images are.
 
     Example: [bold]polysem embed runs/a runs/b --encoder open_clip:ViT-B-32:clip.pt[/bold]
+
+    On all GPUs: [bold]accelerate launch -m polysem embed runs/a --encoder …[/bold]
     """
+    from polysem.launch import launched
     from polysem.probe.crops import embed_crops
     from polysem.probe.embed import embed as embed_runs
     from polysem.store.run import Run
@@ -46,6 +49,8 @@ def embed(
     outcomes = embed_runs(
         opened, encoder, data=data, batch_size=batch_size, device=device, overwrite=overwrite
     )
+    if not launched().first:
+        return
     for run in opened:
         n_images, dim = run.embeddings.shape
         print(f"{run.path}: {outcomes[run.path]}, {n_images:,} images in {dim:,} dimensions")

@@ -67,10 +67,13 @@ def heads(
     """Measure what every attention head does, and whether heads fight or cover for each other.
 
     Example: [bold]polysem heads --model ckpt.pt --data photos/ --out runs/a[/bold]
+
+    On all GPUs: [bold]accelerate launch -m polysem heads --model …[/bold]
     """
     import torch
 
     from polysem.analysis.coadaptation import add_head_tables
+    from polysem.launch import launched
     from polysem.models.load import load_model
     from polysem.probe.heads import heads as study
 
@@ -91,6 +94,8 @@ def heads(
         device=device,
         seed=seed,
     )
+    if not launched().first:
+        return
     network = add_head_tables(run)
     _print(run, network)
     if model.startswith("timm:") and weights is None and "?" not in model:

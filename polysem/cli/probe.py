@@ -64,13 +64,21 @@ def probe(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run that is there.")
     ] = False,
+    commit_every: Annotated[
+        float, typer.Option(help="Seconds of work that a killed probe may lose.", min=0)
+    ] = 60.0,
 ) -> None:
     """Record what every neuron and attention head of a model does on a set of images.
 
+    A probe that was killed goes on when the same command is given again.
+
     Example: [bold]polysem probe --model ckpt.pt --data photos/ --out runs/a[/bold]
+
+    On all GPUs: [bold]accelerate launch -m polysem probe --model …[/bold]
     """
     import torch
 
+    from polysem.launch import launched
     from polysem.models.load import load_model
     from polysem.probe.probe import probe as run_probe
 
@@ -94,7 +102,10 @@ def probe(
         workers=workers,
         strict=strict,
         overwrite=overwrite,
+        commit_every=commit_every,
     )
+    if not launched().first:
+        return
     facts = run.manifest
     n_units = sum(site["n_units"] for site in facts["sites"].values())
     print(

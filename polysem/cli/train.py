@@ -61,12 +61,12 @@ def train(
 
 
 def _train(recipe: Any, **options: Any) -> None:
+    from polysem.launch import launched
     from polysem.progress import progress_bar
     from polysem.train.loop import Progress
     from polysem.train.loop import train as run_training
-    from polysem.train.processes import is_first_process
 
-    with progress_bar(unit="steps", show=is_first_process()) as move:
+    with progress_bar(unit="steps", show=launched().first) as move:
 
         def report(progress: Progress) -> None:
             move(progress.stage, progress.done, progress.total)
@@ -74,7 +74,7 @@ def _train(recipe: Any, **options: Any) -> None:
                 print(_epoch(dict(progress.record)), flush=True)
 
         result = run_training(recipe, on_progress=report, **options)
-    if is_first_process():
+    if launched().first:
         metrics = ", ".join(
             f"{name} {value:.4f}"
             for name, value in result.metrics.items()

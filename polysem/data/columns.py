@@ -107,6 +107,10 @@ def labels_and_classes(
     DataError
         If labels are missing for some images only, or are neither whole numbers nor words.
     """
+    if names is not None and not (
+        isinstance(names, (list, tuple)) and all(isinstance(word, str) for word in names)
+    ):
+        raise DataError(f"{name}: the class names are {str(names)[:60]!r}, not a list of words")
     classes = None if names is None else tuple(names)
     held_back = [value is None or (type(value) is int and value == -1) for value in values]
     if all(held_back):

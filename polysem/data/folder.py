@@ -15,7 +15,7 @@ from polysem.data.dataset import ImageData
 from polysem.data.decode import decode_image
 from polysem.data.fingerprint import data_sha256, file_chunks
 from polysem.data.splits import choose_splits, is_split
-from polysem.errors import DataError, MissingError
+from polysem.errors import DataError, ImageError, MissingError
 
 __all__ = ["EXTENSIONS", "FileData", "image_files", "load_folder"]
 
@@ -55,8 +55,21 @@ class FileData(ImageData):
         self.files = files
 
     def read(self, index: int) -> Image.Image:
-        """Return image number `index`; see `decode_image` for how it is converted."""
-        return decode_image(self.root / self.files[index], key=self.keys[index])
+        """Return image number `index`; see `decode_image` for how it is converted.
+
+        Raises
+        ------
+        MissingError
+            If the whole folder is gone, as when a drive is taken away.
+        """
+        try:
+            return decode_image(self.root / self.files[index], key=self.keys[index])
+        except ImageError:
+            if not self.root.is_dir():
+                raise MissingError(
+                    f"{self.root} was there when the data was opened but is gone"
+                ) from None
+            raise
 
     @cached_property
     def fingerprint(self) -> str:

@@ -231,12 +231,16 @@ def _read_metadata(table: Path, *, name: str) -> pd.DataFrame:
     if absent := [column for column in _NEEDED if column not in header]:
         near = did_you_mean(absent[0], header)
         raise DataError(f"{name}: {table} has no column {absent[0]!r}{near}")
+    if repeated := [column for column, count in Counter(header).items() if count > 1]:
+        raise DataError(f"{name}: {table} has the column {repeated[0]!r} more than once")
     try:
         with table.open(encoding="utf-8-sig") as file:
             delimiter = _delimiter(file.readline())
         rows: pd.DataFrame = pd.read_csv(table, sep=delimiter, dtype=str, encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
         raise DataError(f"{name}: {table} cannot be read as a table: {error}") from None
+    if len(header) != rows.shape[1]:
+        raise DataError(f"{name}: {table} has {len(header)} columns in its first line only")
     rows.columns = pd.Index(header)
     for column in rows:
         rows[column] = rows[column].str.strip()

@@ -59,6 +59,9 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "organsmnist": _ORGANS,
 }  # fmt: skip
 
+#: Bytes that deflate can make of one, at most.
+_MOST_INFLATED = 1032
+
 
 @dataclass(frozen=True)
 class _Array:
@@ -165,10 +168,16 @@ def _image_array(path: Path, array: str, *, name: str) -> _Array:
     with _member(path, array) as file:
         found = _header(file, array)
     rgb = len(found.shape) == 4 and found.shape[3] == 3
-    if not (len(found.shape) == 3 or rgb) or found.dtype != np.uint8 or 0 in found.shape[1:]:
+    sizes_fit = found.shape[0] >= 0 and all(side > 0 for side in found.shape[1:])
+    if not (len(found.shape) == 3 or rgb) or found.dtype != np.uint8 or not sizes_fit:
         raise DataError(
             f"{name}: the array {array!r} is {found.dtype} of shape {found.shape}; expected uint8 "
             "[image, y, x] or [image, y, x, 3] (volumes are not supported)"
+        )
+    if math.prod(found.shape) > _MOST_INFLATED * path.stat().st_size:
+        raise DataError(
+            f"{name}: the array {array!r} claims the shape {found.shape}, which cannot come out "
+            f"of a file of {path.stat().st_size:,} bytes"
         )
     return found
 
@@ -185,7 +194,8 @@ def _labels(path: Path, split: str, count: int, *, name: str) -> npt.NDArray[np.
             )
         if header.dtype.kind not in "iu":
             raise DataError(f"{name}: the array {array!r} is {header.dtype}, not whole numbers")
-        content = file.read()
+        # one byte more than there should be: an archive must not say how much memory we take
+        content = file.read(count * header.dtype.itemsize + 1)
     if len(content) != count * header.dtype.itemsize:
         raise DataError(f"{name}: the array {array!r} is cut short")
     return np.frombuffer(content, dtype=header.dtype).astype(np.int64)
@@ -205,9 +215,14 @@ def _member(path: Path, array: str) -> Iterator[IO[bytes]]:
 
 
 def _header(file: IO[bytes], array: str) -> _Array:
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+        raise  # of the archive, which `_member` puts in words
+    except Exception as error:  # numpy reads the header as Python: its tokeniser's errors too
+        raise DataError(f"the header of the array {array!r} is damaged: {error}") from None
     if dtype.hasobject:
         raise DataError(f"the array {array!r} holds pickled objects; nothing was run")
     if fortran and len(shape) > 1:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -22,12 +23,12 @@ from polysem.data.columns import image_column, label_column, labels_and_classes
 from polysem.data.dataset import ImageData
 from polysem.data.decode import decode_image
 from polysem.data.fingerprint import data_sha256, file_chunks
-from polysem.data.splits import choose_splits, is_split
+from polysem.data.shards import Shard, find_shards, shard_contents
+from polysem.data.splits import of_split
 from polysem.errors import DataError, ImageError
 
 __all__ = ["ParquetData", "RowGroup", "load_parquet", "parquet_files"]
 
-_SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 _BUFFER_BYTES = 2**20
 
 
@@ -35,7 +36,7 @@ _BUFFER_BYTES = 2**20
 class RowGroup:
     """One row group of one file, to be read `batch` rows at a time."""
 
-    file: Path
+    file: Path | Shard
     number: int
     rows: int
     batch: int
@@ -83,12 +84,17 @@ class ParquetData(ImageData):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of keys, labels, class names and every byte of the files."""
-        return data_sha256(self, file_chunks(self.files))
+        """SHA-256 of keys, labels, class names and every byte of the files.
+
+        Of shards that were named by address or pattern: of names, sizes, versions and first bytes.
+        """
+        here = [file for file in self.files if isinstance(file, Path)]
+        far = [file for file in self.files if isinstance(file, Shard)]
+        return data_sha256(self, chain(file_chunks(here), shard_contents(far)))
 
 
 def load_parquet(
-    path: Path,
+    path: Path | str,
     *,
     name: str,
     split: str | None = None,
@@ -104,8 +110,8 @@ def load_parquet(
 
     Parameters
     ----------
-    path : Path
-        File or folder.
+    path : Path or str
+        File or folder; or as text an address or pattern, as for `find_shards`.
     name : str
         The spec, for messages.
     split : str, optional
@@ -121,9 +127,10 @@ def load_parquet(
     SpecError
         If the split or a column is unknown, or one of several has to be named.
     """
-    root = path.absolute() if path.is_dir() else path.absolute().parent
-    files = _of_split(parquet_files(path), root, split, name=name)
-    with _table(files[0]) as table:
+    named = _named(path)
+    chosen = of_split(name, [relative for relative, _ in named], split)
+    files = [file for file, wanted in zip(named, chosen, strict=True) if wanted]
+    with _table(files[0][1]) as table:
         features, fields = _features(table.schema_arrow)
     images = image_column(features, image, name=name)
     labelled = label_column(features, label, name=name)
@@ -132,13 +139,19 @@ def load_parquet(
     keys: list[str] = []
     paths: list[str | None] = []
     values: list[object] = []
-    for file in files:
+    for relative, file in files:
         with _table(file) as table:
             if _features(table.schema_arrow)[0] != features:
-                raise DataError(f"{name}: {file} and {files[0]} differ in their columns or classes")
+                raise DataError(
+                    f"{name}: {_place(file)} and {_place(files[0][1])} differ in their columns or "
+                    "classes"
+                )
             groups += _row_groups(table, file, f"{images}.bytes" if field else images)
             count = table.metadata.num_rows
-            keys += (f"{file.relative_to(root).as_posix()}#{row}" for row in range(count))
+            size = file.stat().st_size if isinstance(file, Path) else file.size
+            if count > size:  # whatever the bytes are, they are no images
+                raise DataError(f"{_place(file)} claims {count:,} images in fewer bytes")
+            keys += (f"{relative.as_posix()}#{row}" for row in range(count))
             if "path" in fields[images]:
                 paths += pc.struct_field(_column(table, file, images, ".path"), "path").to_pylist()
             if labelled:
@@ -185,24 +198,30 @@ class _RowGroups:
                     column = batch.column(0)
                     rows = column.field(self.field) if self.field else column
                     yield Block(rows, len(rows), rows.nbytes)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
-                    f"{group.file}: row group {group.number} cannot be read: {error}"
+                    f"{_place(group.file)}: row group {group.number} cannot be read: {error}"
                 ) from None
 
 
-def _table(file: Path) -> pq.ParquetFile:
+def _table(file: Path | Shard) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as a parquet file: {error}") from None
+        if isinstance(file, Path):
+            return pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        fs, path = file.place()
+        store = pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fs))
+        return pq.ParquetFile(path, filesystem=store, pre_buffer=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{_place(file)} cannot be read as a parquet file: {error}") from None
 
 
-def _column(table: pq.ParquetFile, file: Path, column: str, field: str = "") -> pa.ChunkedArray:
+def _column(
+    table: pq.ParquetFile, file: Path | Shard, column: str, field: str = ""
+) -> pa.ChunkedArray:
     try:
         return table.read(columns=[column + field]).column(column)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: the column {column!r} cannot be read: {error}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{_place(file)}: the column {column!r} cannot be read: {error}") from None
 
 
 def _features(schema: pa.Schema) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
@@ -227,7 +246,7 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _row_groups(table: pq.ParquetFile, file: Path, leaf: str) -> Iterator[RowGroup]:
+def _row_groups(table: pq.ParquetFile, file: Path | Shard, leaf: str) -> Iterator[RowGroup]:
     for number in range(table.num_row_groups):
         group = table.metadata.row_group(number)
         chunks = (group.column(i) for i in range(group.num_columns))
@@ -236,22 +255,24 @@ def _row_groups(table: pq.ParquetFile, file: Path, leaf: str) -> Iterator[RowGro
         yield RowGroup(file, number, group.num_rows, max(1, -(-group.num_rows // blocks)))
 
 
-def _of_split(files: Sequence[Path], root: Path, split: str | None, *, name: str) -> list[Path]:
+def _named(path: Path | str) -> list[tuple[Path, Path | Shard]]:
+    """Return the files that a path or pattern names, with the names that keys begin with.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    if isinstance(path, str):
+        shards = find_shards(path, (".parquet",))
+        short = len({shard.name for shard in shards}) == len(shards)
+        return [(Path(shard.name if short else shard.url), shard) for shard in shards]
+    root = path.absolute() if path.is_dir() else path.absolute().parent
+    files = parquet_files(path)
     if not files:
-        raise DataError(f"{name}: no parquet files in {root}")
-    words = [_split_word(file.relative_to(root)) for file in files]
-    if not any(words) and split is None:
-        return list(files)
-    found: Iterable[str] = dict.fromkeys(
-        word or file.stem for word, file in zip(words, files, strict=True) if any(words)
-    )
-    chosen = choose_splits(name, found, split)
-    return [f for word, f in zip(words, files, strict=True) if (word or f.stem) in chosen]
+        raise DataError(f"{path}: no parquet files in {root}")
+    return [(file.relative_to(root), file) for file in files]
 
 
-def _split_word(file: Path) -> str | None:
-    """Return the split that a file's name, or else its folder's, tells; None if neither does."""
-    if shard := _SHARD.fullmatch(file.stem):
-        return shard[1]
-    first = re.split(r"[-_. ]", file.stem)[0]
-    return next((word for word in (first, *reversed(file.parts[:-1])) if is_split(word)), None)
+def _place(file: Path | Shard) -> str:
+    return file.url if isinstance(file, Shard) else str(file)

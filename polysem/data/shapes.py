@@ -107,6 +107,7 @@ class Shapes(ImageData):
             group: np.concatenate([kinds[group] for _, kinds in parts]) for group in scenes.CONCEPTS
         }
         self._tables: dict[int, layout.SceneTable] = {}
+        self._in_order, self._last_chunk = True, -1
         super().__init__(
             _canonical(split, n=n, size=size, seed=seed, label=label),
             [f"shapes/{split}/{number:07d}" for number in range(n)],
@@ -141,6 +142,10 @@ class Shapes(ImageData):
         """Return what image number `index` shows, the largest object first."""
         chunk, row = divmod(self._within(index), _CHUNK)
         if chunk not in self._tables:
+            self._in_order &= chunk > self._last_chunk
+            self._last_chunk = chunk
+            if self._in_order:  # those before will not be asked for again; shuffled, all will
+                self._tables.clear()
             numbers = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, len(self)))
             self._tables[chunk] = layout.sample(self._stream, numbers)
         return self._tables[chunk].scene(row)

@@ -18,8 +18,10 @@ from polysem.data.hub import load_hub
 from polysem.data.medmnist import load_medmnist
 from polysem.data.parquet import load_parquet
 from polysem.data.shapes import shapes_from_spec
+from polysem.data.shards import is_address
 from polysem.data.splits import is_split
 from polysem.data.subset import sample
+from polysem.data.webdataset import load_webdataset
 from polysem.errors import MissingError, SpecError, did_you_mean
 
 __all__ = ["load_data"]
@@ -44,8 +46,13 @@ _SOURCES = {
     "cifar100": _Source(partial(load_cifar, of_classes=100), ("split", "label")),
     "medmnist": _Source(load_medmnist, ("split", "label")),
     "ham10000": _Source(load_ham10000, ("split", "seed")),
+    "webdataset": _Source(load_webdataset, ("split", "image", "label")),
     "hub": _Source(load_hub, ("split", "config", "image", "label")),
 }
+
+#: Readers that take addresses and patterns of many files, by how these end.
+_ENDINGS = {".tar": "webdataset", ".parquet": "parquet"}
+_SHARDED = tuple(_ENDINGS.values())
 
 _EXPECTED = (
     "expected a path, one of "
@@ -70,11 +77,15 @@ def load_data(
     ``parquet:PATH``           Hugging Face tables of encoded images, one file or several
     ``cifar10:PATH``           CIFAR as published, pickled or binary, folder or ``.tar.gz``;
                                ``cifar100:``, and ``cifar:`` for either
+    ``webdataset:PATH``        tar shards as WebDataset writes them, see `load_webdataset`
     ``medmnist:PATH``          a MedMNIST ``.npz``
     ``ham10000:PATH``          HAM10000, metadata table and image folders
     ``hub:ORG/NAME[:SPLIT]``   a data set of the Hugging Face hub
     ``shapes[:SPLIT]``         drawn by polysem, see `shapes.shapes_from_spec`
     =========================  ============================================================
+
+    Tar and parquet shards may be many, ``train-{000..123}.tar``, and lie in an object store, as
+    ``s3://bucket/train-{000..123}.tar``: any address that fsspec reads.
 
     Options follow as in ``PATH?split=test&label=fine``: ``split`` (``all`` joins them); ``label``
     and ``image`` name columns, and ``label=none`` leaves labels out; ``config`` of a hub data
@@ -113,7 +124,8 @@ def _load(text: str, split: str | None) -> ImageData:
     if _SHAPES.match(text):
         return shapes_from_spec(_shapes_spec(text, split))
     target, options = _taken_apart(text)
-    prefix = None if os.path.exists(target) else _PREFIX.fullmatch(target)
+    plain = is_address(target) or os.path.exists(target)
+    prefix = None if plain else _PREFIX.fullmatch(target)
     source = prefix["source"].lower() if prefix else ""
     if prefix and source not in _SOURCES:
         near = did_you_mean(source, [*_SOURCES, "shapes"])
@@ -126,10 +138,30 @@ def _load(text: str, split: str | None) -> ImageData:
         if hub_split and options.setdefault("split", hub_split) != hub_split:
             raise SpecError(f"{text!r} asks for two splits")
         return _SOURCES[source].load(where, name=text, **_understood(source, text, options))
-    path = _existing(prefix["target"] if prefix else target, text)
+    found = prefix["target"] if prefix else target
+    if source in ("", *_SHARDED) and (is_address(found) or _is_pattern(found)):
+        kind = source or _sharded_kind(found, text)
+        text = _with_split(text, options, split)
+        return _SOURCES[kind].load(found, name=text, **_understood(kind, text, options))
+    path = _existing(found, text)
     kind = source or _kind(path)
     text = _with_split(text, options, split)
     return _SOURCES[kind].load(path, name=text, **_understood(kind, text, options))
+
+
+def _is_pattern(target: str) -> bool:
+    return any(c in target for c in "{*[") and not os.path.exists(target)
+
+
+def _sharded_kind(target: str, text: str) -> str:
+    """Return which reader takes shards of this name."""
+    for ending, kind in _ENDINGS.items():
+        if target.lower().endswith(ending):
+            return kind
+    raise SpecError(
+        f"{text!r} does not say what lies there: name files that end in .tar or .parquet, or put "
+        "webdataset: or parquet: before it"
+    )
 
 
 def _taken_apart(text: str) -> tuple[str, dict[str, str]]:
@@ -194,8 +226,11 @@ def _kind(path: Path) -> str:
             return "cifar"
         inside = (p for p in path.iterdir() if p.name == "data" or is_split(p.name))
         tables = any(any(folder.glob("*.parquet")) for folder in (path, *inside))
-        return "parquet" if tables else "folder"
+        shards = any(path.glob("*.tar"))
+        return "parquet" if tables else "webdataset" if shards else "folder"
     name = path.name.lower()
+    if name.endswith(".tar") and "cifar" not in name:
+        return "webdataset"
     kinds = {".parquet": "parquet", ".npz": "medmnist"}
     kinds |= dict.fromkeys(ARCHIVES, "cifar") | dict.fromkeys(TABLES, "ham10000")
     for ending, kind in kinds.items():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from polysem.errors import SpecError, did_you_mean
 
-__all__ = ["ALL", "choose_splits", "is_split"]
+__all__ = ["ALL", "choose_splits", "is_split", "of_split"]
 
 #: The word that joins all splits.
 ALL = "all"
+
+_NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}.*")
 
 _MEANINGS = {
     "train": ("train", "training"),
@@ -69,3 +73,36 @@ def choose_splits(name: str, available: Iterable[str], wanted: str | None) -> li
         there = f"there are {', '.join(splits)}" if splits else "it is not divided into splits"
         raise SpecError(f"{name} has no split {wanted!r}: {there}{did_you_mean(wanted, splits)}")
     return chosen
+
+
+def of_split(name: str, files: Sequence[Path], wanted: str | None) -> list[bool]:
+    """Return which files belong to the split wanted, by their names; all where none tells any.
+
+    Parameters
+    ----------
+    name : str
+        The spec, for messages.
+    files : sequence of Path
+        Relative to the folder of the data.
+    wanted : str, optional
+        As in `choose_splits`.
+
+    Raises
+    ------
+    SpecError
+        As in `choose_splits`.
+    """
+    words = [_told(file) for file in files]
+    if not any(words) and wanted is None:
+        return [True] * len(files)
+    known = [word or file.stem for word, file in zip(words, files, strict=True)]
+    chosen = choose_splits(name, dict.fromkeys(known if any(words) else ()), wanted)
+    return [word in chosen for word in known]
+
+
+def _told(file: Path) -> str | None:
+    """Return the split that a file's name, or else its folder's, tells; None if neither does."""
+    if shard := _NUMBERED.fullmatch(file.stem):
+        return shard[1]
+    first = re.split(r"[-_. ]", file.stem)[0]
+    return next((word for word in (first, *reversed(file.parts[:-1])) if is_split(word)), None)

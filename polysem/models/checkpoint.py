@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -199,11 +199,10 @@ def parse_checkpoint(
     CheckpointError
         If the description is damaged or newer than this polysem, or a tensor was altered.
     """
-    try:
-        said = json.loads(header[_KEY])
-        version = int(said["version"])
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{source}: the description of the model is damaged") from None
+    said = _parsed(header[_KEY])
+    version = said.get("version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{source}: the description of the model is damaged")
     if version > _VERSION:
         raise CheckpointError(
             f"{source} was written by a newer polysem (format {version}, this one reads up to "
@@ -213,6 +212,11 @@ def parse_checkpoint(
         raise CheckpointError(
             f"{source} is damaged: its tensors are not those that were written; copy or download "
             "it again"
+        )
+    odd = [key for key, fits in _FITS.items() if key not in said or not fits(said[key])]
+    if odd:
+        raise CheckpointError(
+            f"{source}: the description of the model is damaged ({', '.join(odd)})"
         )
     try:
         classes = said["classes"]
@@ -227,8 +231,40 @@ def parse_checkpoint(
             step=said["step"],
             dtype=cast('Literal["float16"] | None', said["dtype"]),
         )
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{source}: the description of the model is damaged") from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{source}: the description of the model is damaged ({error})"
+        ) from None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return a description, or nothing where it is not the JSON that `save_checkpoint` writes."""
+    try:
+        said = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+#: What each part of a description may be, so that nobody after this file meets another type.
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "model_name": lambda value: isinstance(value, str),
+    "model_args": lambda value: isinstance(value, dict),
+    "transform": lambda value: isinstance(value, dict),
+    "classes": lambda value: value is None or _is_words(value),
+    "recipe": lambda value: value is None or isinstance(value, dict),
+    "metrics": lambda value: value is None or isinstance(value, dict),
+    "step": lambda value: value is None or type(value) is int,
+    "dtype": lambda value: value in (None, "float16"),
+}
 
 
 def _restored(value: Tensor, dtype: str | None) -> Tensor:

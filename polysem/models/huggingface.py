@@ -40,6 +40,11 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
+#: Parameters that need no weights behind them, and what a block counts for at least.
+_FREE, _PER_BLOCK = 1 << 26, 100_000
+
+_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_labels")
+
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 # Names in transformers' modules on the left (5.x has renamed them once), timm's on the right.
@@ -77,11 +82,13 @@ def load_vit_folder(
         If the folder is damaged, incomplete, or holds another architecture.
     """
     config = _read_json(folder / "config.json")
-    found = config.get("architectures") or [config.get("model_type") or "nothing that it names"]
-    if found[0] != _ARCHITECTURE:
+    named = config.get("architectures") or [config.get("model_type") or "nothing that it names"]
+    found = named[0] if isinstance(named, list) else named
+    if found != _ARCHITECTURE:
         raise CheckpointError(
-            f"{folder} holds {found[0]}; of Hugging Face folders only {_ARCHITECTURE} can be read"
+            f"{folder} holds {found}; of Hugging Face folders only {_ARCHITECTURE} can be read"
         )
+    _require_modest(folder, config)
     if not any(folder.glob("*.safetensors")):
         for path in sorted(folder.glob("*.bin")):
             read_tensors(path)  # for our words: those of torch advise to run what is in the file
@@ -102,9 +109,18 @@ def load_vit_folder(
         raise CheckpointError(f"{folder} cannot be loaded by transformers: {text[:200]}") from None
     _require_complete(folder, report)
     build = partial(_timm_vit, peer.config, folder)
-    model = build()
+    try:
+        model = build()
+        transform, classes = _transform(folder, peer.config), _classes(peer.config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a constructor makes of a wrong size or type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{folder}/config.json or preprocessor_config.json cannot be understood ({reason})"
+        ) from None
     fit(model, _renamed(peer.state_dict()), source=str(folder), name="timm's VisionTransformer")
-    return model, _transform(folder, peer.config), _classes(peer.config), build
+    return model, transform, classes, build
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -115,6 +131,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return content
+
+
+def _require_modest(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a network of more parameters than its weights have bytes, before one is built."""
+    held = sum(
+        f.stat().st_size for kind in ("safetensors", "bin") for f in folder.glob(f"*.{kind}")
+    )
+    sizes = [config.get(key, 0) for key in _SIZES]
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise CheckpointError(f"{folder}/config.json: {', '.join(_SIZES)} are {sizes}, not sizes")
+    width, depth, hidden, n_classes = sizes
+    # a block costs time even where it is narrow
+    per_block = 4 * width * width + 2 * width * hidden + _PER_BLOCK
+    if depth * per_block + n_classes * width > held + _FREE:
+        raise CheckpointError(
+            f"{folder}/config.json says {', '.join(_SIZES)} = {sizes}, a network of more "
+            f"parameters than its {held:,} bytes of weights"
+        )
 
 
 @contextmanager
@@ -211,7 +245,7 @@ def _transform(folder: Path, config: Any) -> Transform:
             std=tuple(said.get("image_std", (0.5,) * 3)) if normalise else (1.0,) * 3,
             inverse=False,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} cannot be understood ({error})") from None
 
 

@@ -7,7 +7,7 @@ that belongs to them, and a digest that says which weights these are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,14 @@ from polysem.models.cnn import official_resnet
 from polysem.models.official import official_vit
 from polysem.models.registry import classes_in, create, evaluation_transform, require_known
 from polysem.models.transform import Transform
-from polysem.models.weights import SUFFIXES, fit, read_tensors, require_finite, state_digest
+from polysem.models.weights import (
+    SUFFIXES,
+    fit,
+    read_tensors,
+    require_finite,
+    require_fit,
+    state_digest,
+)
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -32,6 +39,9 @@ _FORMS = (
     "timm:NAME (random weights), timm:NAME?pretrained, hf-hub:ORG/NAME, bcos:NAME with "
     f"weights=FILE, a Hugging Face ViT folder, or a file ending in {', '.join(SUFFIXES)}"
 )
+
+#: Pixels on a side that a checkpoint may ask for, however small its network.
+_LARGEST_SIDE = 1024
 
 # Arguments of timm.create_model that fetch or read something: no checkpoint may set them.
 _RESERVED = {
@@ -288,8 +298,45 @@ def _from_checkpoint(checkpoint: Checkpoint, arch: str | None, path: Path) -> _F
 def _filled(
     arch: str, model_args: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
 ) -> _Found:
+    _require_modest(model_args, tensors, source, arch)
     build = partial(create, arch, dict(model_args))
+    _require_shapes(build, tensors, source=source, name=arch)
     with torch.random.fork_rng(devices=[]):  # the random weights are not kept
         model = build()
     fit(model, tensors, source=source, name=arch)
     return _Found(model, evaluation_transform(model), timm.models.get_arch_name(arch), build)
+
+
+def _require_modest(
+    model_args: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str, arch: str
+) -> None:
+    """Refuse arguments larger than the weights: a file must not say how much memory we take."""
+    n_values = sum(value.numel() for value in tensors.values())
+    most = {"depth": len(tensors)}  # no block without a tensor of its own
+    for key, value in model_args.items():
+        limit = most.get(key, max(n_values, _LARGEST_SIDE))
+        if any(abs(number) > limit for number in _numbers(value)):
+            raise CheckpointError(
+                f"{source} says that its {arch} has {key} = {str(value)[:40]}, and holds "
+                f"{len(tensors)} tensors of {n_values:,} values in all"
+            )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _require_shapes(
+    build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], *, source: str, name: str
+) -> None:
+    """Hold the weights against a model without memory before there is one with."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except SpecError:
+        return  # a wrong argument, or a model that computes while it is built: told by the real one
+    require_fit(model, tensors, source=source, name=name)

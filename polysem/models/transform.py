@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
+
+#: What no transform scales a picture to: a side, and all pixels, of which most are cut off again.
+_LONGEST_SIDE, _MOST_PIXELS = 20_000, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,25 @@ class Transform:
 
     def __post_init__(self) -> None:
         for name, length in (("size", 2), ("mean", 3), ("std", 3)):
-            value = tuple(getattr(self, name))
-            if len(value) != length:
-                raise SpecError(f"transform.{name} must have {length} numbers, got {value}")
-            object.__setattr__(self, name, value)  # JSON brings lists
-        if min(self.size) < 1:
-            raise SpecError(f"transform.size must be positive, got {self.size}")
-        if not 0 < self.crop_pct <= 1:
-            raise SpecError(f"transform.crop_pct must be above 0 and at most 1: {self.crop_pct}")
-        if self.interpolation not in _FILTERS:
+            value = getattr(self, name)
+            if not _are_numbers(value, length):
+                raise SpecError(f"transform.{name} must have {length} numbers, got {value!r}")
+            object.__setattr__(self, name, tuple(value))  # JSON brings lists
+        if not all(isinstance(side, Integral) and side >= 1 for side in self.size):
+            raise SpecError(f"transform.size must be positive whole numbers, got {self.size}")
+        if not (_are_numbers([self.crop_pct], 1) and 0 < self.crop_pct <= 1):
+            raise SpecError(f"transform.crop_pct must be above 0 and at most 1: {self.crop_pct!r}")
+        if max(self.size) / self.crop_pct > _LONGEST_SIDE:
+            raise SpecError(
+                f"transform.size {self.size} at crop_pct {self.crop_pct} scales pictures to more "
+                f"than {_LONGEST_SIDE:,} pixels a side"
+            )
+        if not isinstance(self.inverse, bool):
+            raise SpecError(f"transform.inverse must be true or false, got {self.inverse!r}")
+        if not (isinstance(self.interpolation, str) and self.interpolation in _FILTERS):
             hint = (
-                did_you_mean(self.interpolation, _FILTERS) or f"; known are {', '.join(_FILTERS)}"
+                did_you_mean(str(self.interpolation), _FILTERS)
+                or f"; known are {', '.join(_FILTERS)}"
             )
             raise SpecError(f"unknown transform.interpolation {self.interpolation!r}{hint}")
         if not min(self.std) > 0:
@@ -110,6 +122,9 @@ class Transform:
         """
         image = image if image.mode == "RGB" else image.convert("RGB")
         width, height = self._scaled(image.width, image.height)
+        if width * height > _MOST_PIXELS:
+            image = self._middle(image)
+            width, height = self._scaled(image.width, image.height)
         if (width, height) != image.size:
             image = image.resize((width, height), _FILTERS[self.interpolation])
         left, top = round((width - self.size[1]) / 2), round((height - self.size[0]) / 2)
@@ -126,6 +141,12 @@ class Transform:
             return (target_y, long) if width <= height else (long, target_y)
         ratio = min(height / target_y, width / target_x)
         return round(width / ratio), round(height / ratio)
+
+    def _middle(self, image: Image.Image) -> Image.Image:
+        """Return the middle of a long strip, whose ends would be scaled up only to be cut off."""
+        kept = 2 * math.ceil(min(image.size) * max(self.size) / min(self.size)) + 16
+        left, top = (max(0, side - kept) // 2 for side in image.size)
+        return image.crop((left, top, image.width - left, image.height - top))
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Turn pixels into what the model takes, on the device that they are on.
@@ -178,3 +199,11 @@ class Transform:
         if "size" not in values:
             raise SpecError("a transform needs the field 'size' [height, width]")
         return cls(**values)
+
+
+def _are_numbers(value: Any, length: int) -> bool:
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == length
+        and all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    )

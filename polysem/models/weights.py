@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from polysem.errors import CheckpointError, MissingError, NonFiniteError, did_you_mean
 
-__all__ = ["SUFFIXES", "fit", "read_tensors", "require_finite", "state_digest"]
+__all__ = [
+    "SUFFIXES", "fit", "read_tensors", "require_finite", "require_fit", "state_digest",
+]  # fmt: skip
 
 #: What a weights file may be called.
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -204,6 +206,15 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, name: s
     CheckpointError
         If names or shapes differ; the first of each kind are named.
     """
+    require_fit(model, tensors, source=source, name=name)
+    model.load_state_dict({**model.state_dict(), **tensors})
+
+
+def require_fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, name: str) -> None:
+    """Refuse tensors whose names or shapes are not the model's, which may be on the meta device.
+
+    Parameters and errors are those of `fit`.
+    """
     own = model.state_dict()
     wrong = [
         f"{key} {list(tensors[key].shape)} instead of {list(value.shape)}"
@@ -220,7 +231,6 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, name: s
     ]
     if faults:
         raise CheckpointError(f"{source} does not fit {name}; {'; '.join(faults)}")
-    model.load_state_dict({**own, **tensors})
 
 
 def _same_kind(a: Tensor, b: Tensor) -> bool:

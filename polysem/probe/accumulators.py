@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Accumulator", "ClassSums", "ImageSample", "Moments", "image_hash", "rank_error"]
+__all__ = [
+    "Accumulator", "ClassSums", "ImageSample", "Moments", "State", "image_hash", "rank_error",
+]  # fmt: skip
 
 State: TypeAlias = dict[str, Tensor]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from polysem.data.dataset import ImageData
-from polysem.errors import ImageError
+from polysem.errors import DataError, ImageError, PolysemError
 
-__all__ = ["Decoded", "batches"]
+__all__ = ["Decoded", "batches", "reading_errors"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def batches(
     workers: int = 0,
     pin: bool = False,
     strict: bool = False,
+    span: range | None = None,
 ) -> Iterator[Decoded]:
-    """Yield all images of `source` in order.
+    """Yield the images of `source` in order.
 
     Parameters
     ----------
@@ -68,9 +71,17 @@ def batches(
         Put pixels where a GPU can fetch them without a wait.
     strict : bool, default False
         Raise the first ImageError instead of setting the image aside.
+    span : range, optional
+        Which images; all of them where not given.
+
+    Raises
+    ------
+    PolysemError
+        If the data are gone or damaged as a whole. See also `reading_errors`.
     """
     loader = DataLoader(
         _Readable(source, transform, other),
+        sampler=range(len(source)) if span is None else span,
         batch_size=batch_size,
         collate_fn=_collate,
         num_workers=workers,
@@ -78,7 +89,9 @@ def batches(
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # the global random state is the user's
     )
-    for decoded in loader:
+    for decoded in _ended_in_time(loader):
+        if isinstance(decoded, PolysemError):
+            raise decoded
         if strict and decoded.skipped:
             raise decoded.skipped[0]
         if pin and decoded.pixels is not None:
@@ -92,8 +105,43 @@ def batches(
         yield decoded
 
 
+@contextmanager
+def reading_errors(name: str) -> Iterator[None]:
+    """Put in words that a process which reads images has died: torch raises it anywhere inside.
+
+    Raises
+    ------
+    DataError
+        If one was ended from outside.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        told = re.search(r"DataLoader worker .*(killed|exited)", str(error))
+        if isinstance(error, RuntimeError) and not told:
+            raise
+        raise DataError(
+            f"a process that reads images of {name} was ended from outside, most often for want "
+            "of memory; try fewer --workers, or none"
+        ) from None
+
+
+def _ended_in_time(loader: Iterable[Any]) -> Iterator[Any]:
+    """Yield what a loader does; its workers end with it, not when the last reference goes."""
+    found = iter(loader)
+    try:
+        yield from found
+    finally:
+        if hasattr(found, "_shutdown_workers"):
+            found._shutdown_workers()
+
+
 class _Readable(Dataset[Any]):
-    """Images as (index, pixels of each transform) or (index, why not)."""
+    """Images as (index, pixels of each transform) or (index, why not).
+
+    What concerns more than one image is handed on as it is: raised in a worker it would lose its
+    words to a traceback.
+    """
 
     def __init__(
         self,
@@ -107,16 +155,19 @@ class _Readable(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[int, tuple[Tensor, ...] | ImageError]:
+    def __getitem__(self, index: int) -> tuple[int, tuple[Tensor, ...] | PolysemError]:
         try:
             image = self.source.read(index)
-        except ImageError as error:
+        except PolysemError as error:
             return index, error
         return index, tuple(transform(image) for transform in self.transforms)
 
 
-def _collate(items: list[tuple[int, tuple[Tensor, ...] | ImageError]]) -> Decoded:
-    read = [(i, item) for i, item in items if not isinstance(item, ImageError)]
+def _collate(items: list[tuple[int, tuple[Tensor, ...] | PolysemError]]) -> Decoded | PolysemError:
+    for _, item in items:
+        if isinstance(item, PolysemError) and not isinstance(item, ImageError):
+            return item
+    read = [(i, item) for i, item in items if not isinstance(item, PolysemError)]
     stacks = [torch.stack(pixels) for pixels in zip(*(item for _, item in read), strict=True)]
     return Decoded(
         indices=[i for i, _ in read],

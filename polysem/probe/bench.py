@@ -19,9 +19,10 @@ from PIL import Image
 
 from polysem.data.dataset import ImageData
 from polysem.models.load import LoadedModel, load_model
+from polysem.probe.assemble import assemble
 from polysem.probe.batches import Decoded
 from polysem.probe.recorder import Recorder
-from polysem.store.writer import RunWriter
+from polysem.store.journal import Journal
 
 __all__ = ["bench_probe"]
 
@@ -160,14 +161,15 @@ def _probe(
     """Return the seconds of recording and of finishing."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        with RunWriter(Path(folder) / "run") as writer:
-            recorder = Recorder(
-                loaded, source, writer, sites=None, top_k=16, pooled=False,
-                patterns=case.patterns, sample=1024, device=device, precision="fp32",
-            )  # fmt: skip
+        recorder = Recorder(
+            loaded, source, sites=None, top_k=16, pooled=False,
+            patterns=case.patterns, sample=1024, device=device, precision="fp32",
+        )  # fmt: skip
+        with Journal(Path(folder) / "run", {}) as recorder.journal:
             with recorder.recording():
                 for decoded in source.batches(case.batch_size):
                     recorder.update(decoded)
             recorded = time.perf_counter() - started
-            recorder.finish(interrupted=False, seconds=0)
+            recorder.flush()
+            assemble(recorder, recorder.journal, overwrite=False, interrupted=False, seconds=0)
         return recorded, time.perf_counter() - started - recorded

@@ -12,16 +12,18 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polysem.data.again import load_again
 from polysem.data.dataset import ImageData
 from polysem.data.subset import Subset
-from polysem.device import choose_device
 from polysem.errors import CheckpointError, RunError
+from polysem.launch import Launch
 from polysem.models.encoder import Encoder, encoder_of, load_encoder
 from polysem.models.load import load_model
 from polysem.probe.batches import batches
 from polysem.probe.embedder import require_directions
+from polysem.processes import Processes, processes
 from polysem.progress import progress_bar
 from polysem.store.additions import add_arrays
 from polysem.store.run import Run
@@ -75,9 +77,25 @@ def embed(
         An encoder that cannot be loaded, images that are gone or others, a full disk. Older
         embeddings stay as they were then.
     """
-    place = choose_device(device)
-    size = batch_size or (256 if place.type == "cuda" else 64)
-    runs = [runs] if isinstance(runs, Run) else list(runs)
+    with processes(device) as group:
+        return _embed(
+            [runs] if isinstance(runs, Run) else list(runs), encoder, group, data=data,
+            size=batch_size or (256 if group.device.type == "cuda" else 64),
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+
+def _embed(
+    runs: list[Run],
+    encoder: str | Path | Encoder,
+    group: Processes,
+    *,
+    data: str | ImageData | None,
+    size: int,
+    overwrite: bool,
+    progress: bool,
+) -> dict[Path, Outcome]:
+    place = group.device
     if encoder == "model":
         encoders = {run.path: encoder_for(run, "model", device=place) for run in runs}
     else:
@@ -87,6 +105,7 @@ def embed(
     outcomes: dict[Path, Outcome] = {
         run.path: "kept" for run in runs if not overwrite and _has(run, encoders[run.path])
     }
+    group.wait()  # all have seen the same runs before the first is written
     for run in runs:
         if run.path in outcomes:
             continue
@@ -96,11 +115,13 @@ def embed(
             values = donor.embeddings.to_numpy()
         else:
             source = data if isinstance(data, ImageData) else load_again(run.manifest["data"], data)
-            values = embed_images(run, source, used, size, progress=progress)
+            values = embed_images(run, source, used, size, progress=progress, group=group)
         attrs = {"encoder": used.spec, "fingerprint": used.fingerprint}
         arrays = dataset(EMBEDDINGS, {"embedding": values}, {})
         arrays["embedding"].attrs |= attrs
-        add_arrays(run, "embeddings", arrays)
+        if group.first:
+            add_arrays(run, "embeddings", arrays)
+        group.wait()
         outcomes[run.path] = "embedded" if donor is None else "copied"
     return outcomes
 
@@ -150,7 +171,13 @@ def _same(donor: Run, run: Run, encoder: Encoder) -> bool:
 
 
 def embed_images(
-    run: Run, source: ImageData, encoder: Encoder, batch_size: int, *, progress: bool
+    run: Run,
+    source: ImageData,
+    encoder: Encoder,
+    batch_size: int,
+    *,
+    progress: bool,
+    group: Processes | None = None,
 ) -> np.ndarray:
     """Return the embedding of every image of a run [image, dim], in their order.
 
@@ -163,6 +190,8 @@ def embed_images(
     batch_size : int
     progress : bool
         Draw a progress bar if the terminal can.
+    group : Processes, optional
+        Those that share the images; each returns all embeddings.
 
     Raises
     ------
@@ -171,12 +200,19 @@ def embed_images(
     """
     device = next(encoder.module.parameters()).device
     kept = Subset(source, run.images["image"].to_numpy())
-    parts: list[np.ndarray] = []
-    with progress_bar(show=progress) as move:
-        for decoded in batches(kept, encoder.transform, batch_size, strict=True):
+    launch = Launch() if group is None else Launch(group.number, group.count)
+    share = launch.share(-(-len(kept) // batch_size))  # whole batches
+    span = range(share.start * batch_size, min(share.stop * batch_size, len(kept)))
+    parts: list[Tensor] = []
+    with progress_bar(show=progress and launch.first) as move:
+        for decoded in batches(kept, encoder.transform, batch_size, strict=True, span=span):
             assert decoded.pixels is not None
-            values = encoder(decoded.pixels.to(device)).cpu().numpy()
-            require_directions(values, [kept.keys[i] for i in decoded.indices], encoder.spec)
+            values = encoder(decoded.pixels.to(device)).cpu()
+            require_directions(
+                values.numpy(), [kept.keys[i] for i in decoded.indices], encoder.spec
+            )
             parts.append(values)
-            move("embed", decoded.indices[-1] + 1, len(kept))
-    return np.concatenate(parts)
+            move("embed", decoded.indices[-1] + 1 - span.start, len(span))
+    mine = torch.cat(parts) if parts else torch.empty(0)
+    whole = [mine] if group is None else group.collect(mine)
+    return torch.cat([rows for rows in whole if len(rows)]).numpy()

@@ -7,13 +7,19 @@ from torch import Tensor
 
 from polysem.probe.accumulators import Accumulator
 
-__all__ = ["Exemplars"]
+__all__ = ["MOST_IMAGES", "Exemplars"]
 
 _CHUNK_BYTES = 1 << 19
+
+#: Share of a batch's values that may enter below which these are looked at one by one.
+_FEW = 0.05
 
 #: Doubles that hold a float32 have 29 zero bits at the end: room for an image index.
 _INDEX_BITS = 29
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
+
+#: Images that can be told apart so.
+MOST_IMAGES = 1 << _INDEX_BITS
 
 
 def _order_keys(values: Tensor, images: Tensor) -> Tensor:
@@ -88,23 +94,79 @@ class Exemplars(Accumulator):
             The activations themselves, [image, unit, position] (any strides: a view will do).
         """
         signed = -values if self.lower else values
+        if signed.is_cuda:  # to ask which values may enter would be to wait
+            best, rows = self._best_of_all(signed, images)
+            self._enter(self.keys, best, rows, maps)
+            return
+        worst = (self.keys.amin(0).view(torch.int64) & ~_INDEX_MASK).view(torch.float64)
+        may_enter = signed >= worst.float()
+        counts = may_enter.sum(0)
+        units = counts.nonzero()[:, 0]
+        if not len(units):
+            return
+        if int(counts.sum()) > _FEW * signed.numel():
+            best, rows = self._best_of_all(signed[:, units], images)
+        else:
+            best, rows = self._best_of_few(signed, images, may_enter, counts[units])
+        kept = self.keys[:, units]
+        self._enter(kept, best, rows, maps, units)
+        self.keys[:, units] = kept
+
+    def _best_of_all(self, signed: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the best keys of a batch and their rows [rank, unit], best first."""
         keys = _order_keys(signed, images)
         if self.only_firing:
             keys = torch.where(signed > 0, keys, -torch.inf)
         best, rows = keys.topk(min(len(self.keys), len(keys)), dim=0)
-        # the i-th best newcomer can only displace the i-th worst incumbent
-        worst, slots = self.keys.sort(dim=0)
-        worst, slots = worst[: len(best)], slots[: len(best)]
+        return best, rows
+
+    def _best_of_few(
+        self, signed: Tensor, images: Tensor, may_enter: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same of those units that have any, looking at the values that may enter."""
+        unit, row = may_enter.T.nonzero(as_tuple=True)
+        found = signed[row, unit]
+        keys = _order_keys(found, images[row])
+        if self.only_firing:
+            keys = torch.where(found > 0, keys, -torch.inf)
+        order = keys.argsort(descending=True)
+        order = order[unit[order].argsort(stable=True)]
+        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        column = torch.arange(len(counts)).repeat_interleave(counts)
+        taken = rank < len(self.keys)
+        rank, column, order = rank[taken], column[taken], order[taken]
+        most = int(rank.max()) + 1
+        best = torch.full((most, len(counts)), -torch.inf, dtype=torch.float64)
+        rows = torch.zeros(most, len(counts), dtype=torch.int64)
+        best[rank, column], rows[rank, column] = keys[order], row[order]
+        return best, rows
+
+    def _enter(
+        self,
+        kept: Tensor,
+        best: Tensor,
+        rows: Tensor,
+        maps: Tensor | None,
+        units: Tensor | None = None,
+    ) -> None:
+        """Put the best of a batch in place of the worst in `kept`, the keys of all units or some.
+
+        The i-th best newcomer can only displace the i-th worst incumbent.
+        """
+        worst, slots = kept.topk(len(best), dim=0, largest=False)
         enters = best > worst
-        self.keys.scatter_(0, slots, torch.where(enters, best, worst))
+        kept.scatter_(0, slots, torch.where(enters, best, worst))
         if maps is not None:
             capture = self._capture_dense if maps.is_cuda else self._capture_sparse
-            capture(maps, rows, slots, enters)
+            capture(maps, rows, slots, enters, units)
 
-    def _capture_sparse(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
+    def _capture_sparse(
+        self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor, units: Tensor | None
+    ) -> None:
         """Copy the maps of newcomers only: after the first batches there are few."""
         i, unit = enters.nonzero(as_tuple=True)
         slot, row = slots[i, unit], rows[i, unit]
+        unit = unit if units is None else units[unit]
         # neighbouring units of one image lie in the same cache lines
         order = (row * maps.shape[1] + unit).argsort()
         # a few maps at a time stay in the cache between the steps
@@ -114,9 +176,12 @@ class Exemplars(Accumulator):
             self.positions[units, where] = self._peak(found).int()
             self.maps[units, where] = found.half()
 
-    def _capture_dense(self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor) -> None:
+    def _capture_dense(
+        self, maps: Tensor, rows: Tensor, slots: Tensor, enters: Tensor, units: Tensor | None
+    ) -> None:
         """Copy a map for every slot and keep the newcomers': no wait to learn how many they are."""
-        unit = torch.arange(maps.shape[1], device=maps.device)[:, None]
+        unit = torch.arange(maps.shape[1], device=maps.device) if units is None else units
+        unit = unit[:, None]
         rows, slots, enters = rows.T, slots.T, enters.T  # [unit, rank]
         found = maps[rows, unit]
         position = torch.where(enters, self._peak(found).int(), self.positions[unit, slots])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Literal, TypeAlias
@@ -99,6 +99,11 @@ class Measured:
     per_image: dict[str, np.ndarray]
     moments: Moments
     pattern_sum: Tensor
+
+    def on_host(self) -> Measured:
+        """Return the same for other processes to read."""
+        moments = Moments(self.moments.count, self.moments.first.cpu(), self.moments.second.cpu())
+        return replace(self, moments=moments, pattern_sum=self.pattern_sum.cpu())
 
 
 def all_exact(

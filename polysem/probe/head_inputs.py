@@ -20,6 +20,7 @@ from polysem.data.sources import load_data
 from polysem.errors import DataError, RunError, SpecError, did_you_mean
 from polysem.models.load import LoadedModel
 from polysem.probe.probe import probe
+from polysem.processes import Processes
 from polysem.store.run import Run
 
 __all__ = ["Images", "Numbers", "choose", "home", "partners"]
@@ -35,6 +36,7 @@ def home(
     limit: int,
     device: str,
     progress: bool,
+    group: Processes,
 ) -> Iterator[tuple[Run, ImageData]]:
     """Yield the run to add to, and its images; a new run appears when all is done."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -42,20 +44,24 @@ def home(
         yield run, _same(run, loaded, data)
         return
     source = data if isinstance(data, ImageData) else load_data(str(data), limit=limit)
-    part = out.absolute().with_name(f".{out.absolute().name}.partial-{uuid.uuid4().hex[:8]}")
+    # processes that share the work have to agree on the name
+    name = uuid.uuid4().hex[:8] if group.count == 1 else "heads"
+    part = out.absolute().with_name(f".{out.absolute().name}.partial-{name}")
     try:
         run = probe(
             loaded, source, out=part, sites="blocks.*.attn.hook_z", patterns=True, device=device,
-            progress=progress,
+            overwrite=True, progress=progress,
         )  # fmt: skip
         if run.manifest["status"] != "complete":
             raise KeyboardInterrupt
         yield run, source
-        if out.exists():
-            out.rmdir()  # an empty folder
-        os.replace(part, out)
+        if group.first:
+            if out.exists():
+                out.rmdir()  # an empty folder
+            os.replace(part, out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if group.first:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _same(run: Run, loaded: LoadedModel, data: str | Path | ImageData) -> ImageData:

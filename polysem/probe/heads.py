@@ -19,8 +19,8 @@ import xarray as xr
 from torch import Tensor
 
 from polysem.data.dataset import ImageData
-from polysem.device import choose_device
 from polysem.errors import NonFiniteError, SpecError, did_you_mean
+from polysem.launch import Launch
 from polysem.models.load import LoadedModel, load_model
 from polysem.probe import head_writes
 from polysem.probe.describe import class_mismatch
@@ -38,6 +38,7 @@ from polysem.probe.head_batch import (
 )  # fmt: skip
 from polysem.probe.head_inputs import Images, Numbers, choose, home, partners
 from polysem.probe.head_patterns import patch_grid
+from polysem.processes import Processes, processes
 from polysem.progress import progress_bar
 from polysem.store.additions import add_arrays
 from polysem.store.run import Run
@@ -65,6 +66,8 @@ def heads(
     progress: bool = True,
 ) -> Run:
     """Measure what every attention head does for the network, alone and beside every other.
+
+    Processes that were started together share the images, and each returns the run.
 
     Parameters
     ----------
@@ -117,31 +120,37 @@ def heads(
     _check_numbers(limit=limit, batch_size=batch_size, draws=draws)
     if method not in METHODS:
         raise SpecError(f"unknown method {method!r}{did_you_mean(method, METHODS)}")
-    cost, place = target_cost(target), choose_device(device)
+    cost = target_cost(target)
     loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
-    vit = GatedViT(loaded.model.to(place))
-    with home(Path(out).expanduser(), loaded, data, limit, str(place), progress) as (run, source):
-        chosen = choose(run, source, of_class, limit, seed)
-        rows = batch_size or (256 if place.type == "cuda" else 32)
-        with frozen(loaded.model), progress_bar(show=progress) as move:
-            seen = Images(loaded, source, chosen, place)
-            labels, notes = _labels(vit, loaded, source, seen, rows)
-            vit.check(seen.images([0]))
-            writes, why = _can_attribute(vit, seen, labels)
-            plan = make_plan(
-                vit, cost=cost, method=method, n_pairs=exact_pairs, n_shapley=shapley,
-                n_draws=draws, chance=chance, writes=writes, seed=seed,
-                means=_means(vit, seen, rows),
-            )  # fmt: skip
-            work = _Work(vit, seen, labels, plan, partners(len(seen), seed))
-            parts, halved = _in_batches(work, rows, move)
-        notes = [*notes, *why, *halved]
-        settings = {
-            "target": target, "method": method, "seed": seed, "class": of_class or "",
-            "draws": draws, "notes": notes,
-        }  # fmt: skip
-        add_arrays(run, "gates", _dataset(vit, plan, parts, seen, labels, settings))
-    return Run.open(out)
+    out = Path(out).expanduser()
+    with processes(device) as group:
+        place = group.device
+        vit = GatedViT(loaded.model.to(place))
+        show = progress and group.first
+        with home(out, loaded, data, limit, device, show, group) as (run, source):
+            chosen = choose(run, source, of_class, limit, seed)
+            rows = batch_size or (256 if place.type == "cuda" else 32)
+            with frozen(loaded.model), progress_bar(show=show) as move:
+                seen = Images(loaded, source, chosen, place)
+                labels, notes = _labels(vit, loaded, source, seen, rows)
+                vit.check(seen.images([0]))
+                writes, why = _can_attribute(vit, seen, labels)
+                plan = make_plan(
+                    vit, cost=cost, method=method, n_pairs=exact_pairs, n_shapley=shapley,
+                    n_draws=draws, chance=chance, writes=writes, seed=seed,
+                    means=_means(vit, seen, rows),
+                )  # fmt: skip
+                work = _Work(vit, seen, labels, plan, partners(len(seen), seed))
+                parts, halved = _shared(work, rows, move, group)
+            notes = [*notes, *why, *halved]
+            settings = {
+                "target": target, "method": method, "seed": seed, "class": of_class or "",
+                "draws": draws, "notes": notes,
+            }  # fmt: skip
+            if group.first:
+                add_arrays(run, "gates", _dataset(vit, plan, parts, seen, labels, settings))
+        group.wait()
+        return Run.open(out)
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -223,17 +232,39 @@ class _Work:
         )
 
 
-def _in_batches(work: _Work, rows: int, move: Any) -> tuple[list[Measured], list[str]]:
-    """Measure all images, with half as many side by side whenever memory does not suffice.
+def _shared(
+    work: _Work, rows: int, move: Any, group: Processes
+) -> tuple[list[Measured], list[str]]:
+    """Measure all images, each process its share of the batches; all return all.
+
+    Raises
+    ------
+    SpecError
+        If memory does not suffice for one image.
+    """
+    share = Launch(group.number, group.count).share(-(-len(work.seen) // rows))
+    span = range(share.start * rows, min(share.stop * rows, len(work.seen)))
+    parts, notes = _in_batches(work, rows, move, span)
+    if group.count == 1:
+        return parts, notes
+    found = group.collect(([part.on_host() for part in parts], notes))
+    return (
+        [part for theirs, _ in found for part in theirs],
+        list(dict.fromkeys(note for _, theirs in found for note in theirs)),
+    )
+
+
+def _in_batches(work: _Work, rows: int, move: Any, span: range) -> tuple[list[Measured], list[str]]:
+    """Measure some images, with half as many side by side whenever memory does not suffice.
 
     Raises
     ------
     SpecError
         If it does not suffice for one.
     """
-    parts, start, asked = [], 0, rows
-    while start < len(work.seen):
-        stop = min(start + rows, len(work.seen))
+    parts, start, asked = [], span.start, rows
+    while start < span.stop:
+        stop = min(start + rows, span.stop)
         try:
             parts.append(measure(work.vit, work.batch(start, stop), work.plan, rows=rows))
         except (RuntimeError, MemoryError) as error:
@@ -247,7 +278,7 @@ def _in_batches(work: _Work, rows: int, move: Any) -> tuple[list[Measured], list
             rows //= 2
             continue
         start = stop
-        move("heads", start, len(work.seen))
+        move("heads", start - span.start, len(span))
     return parts, [f"memory did not suffice for --batch-size {asked}; {rows} was used"] * (
         rows < asked
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from polysem.store.writer import RunWriter
 
 __all__ = ["ImageRows", "Stream"]
 
@@ -48,11 +47,14 @@ class ImageRows:
             rows["correct"] = (prediction == labels).numpy()
         self.waiting.append(rows)
 
-    def flush(self, writer: RunWriter) -> None:
-        """Write what is waiting."""
-        for rows in self.waiting:
-            writer.add_images(rows)
+    def take(self) -> dict[str, list[Any]]:
+        """Return the columns of what is waiting, and forget it."""
+        columns = {
+            name: list(chain.from_iterable(rows[name] for rows in self.waiting))
+            for name in self.waiting[0]
+        }
         self.waiting.clear()
+        return columns
 
 
 @dataclass

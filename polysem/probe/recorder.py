@@ -1,4 +1,4 @@
-"""The probe at work: hooks on one model that fill the statistics of one run."""
+"""The probe at work: hooks on one model that fill the statistics of one run, in one process."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
-import pandas as pd
+import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from polysem.data.dataset import ImageData
-from polysem.errors import DataError, SpecError
+from polysem.errors import SpecError
 from polysem.models.encoder import Encoder
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel
 from polysem.models.scores import attention_bias, attention_scores, pattern_logits
 from polysem.probe import describe
-from polysem.probe.accumulators import image_hash, rank_error
+from polysem.probe.accumulators import State, image_hash
 from polysem.probe.batches import Decoded
 from polysem.probe.bootstrap import poisson_weights
 from polysem.probe.embedder import Embedder, KeptEmbeddings, require_directions
@@ -28,9 +27,8 @@ from polysem.probe.per_image import ImageRows, Stream
 from polysem.probe.pooling import square_grid
 from polysem.probe.site_recorder import Batch, SiteRecorder
 from polysem.probe.smoothing import SmoothingRecorder
-from polysem.probe.weight_overlap import weight_cosine
 from polysem.sites import parse_site
-from polysem.store.writer import RunWriter
+from polysem.store.journal import Journal, Saved
 
 __all__ = ["Precision", "Recorder"]
 
@@ -49,21 +47,25 @@ class Recorder:
         The model and how its input is made.
     source : ImageData
         Where images come from: labels and keys are read here, pixels are not.
-    writer : RunWriter
-        Where the run goes.
     sites, top_k, pooled, patterns, sample, device, precision, smoothing
         As in `probe`.
     embed : Encoder, KeptEmbeddings or "model", optional
         What embeds the images.
     bootstrap : int, default 0
         Replicates of the bootstrap over images.
+
+    Attributes
+    ----------
+    journal : Journal
+        Where all is kept until the run is written; to be set before `recording`.
     """
+
+    journal: Journal
 
     def __init__(
         self,
         loaded: LoadedModel,
         source: ImageData,
-        writer: RunWriter,
         *,
         sites: str | Iterable[str] | None,
         top_k: int,
@@ -76,7 +78,7 @@ class Recorder:
         bootstrap: int = 0,
         smoothing: bool = False,
     ) -> None:
-        self.loaded, self.source, self.writer = loaded, source, writer
+        self.loaded, self.source = loaded, source
         self.device, self.precision = device, precision
         self.options = {
             "top_k": top_k, "pooled": pooled, "patterns": patterns, "sample": sample,
@@ -114,8 +116,21 @@ class Recorder:
         self._queries: Tensor | None = None
         self.skipped: list[dict[str, str]] = []
         self.notes: list[str] = []
-        self.n_images = self._n_batches = 0
-        self._seen: list[int] = []
+        self.n_images = self.n_batches = self._unflushed = 0
+
+    def config(self, batch_size: int) -> dict[str, Any]:
+        """Return all that the statistics depend on beside the images' content, by name."""
+        return {
+            "model": self.loaded.sha256,
+            "transform": self.loaded.transform.to_dict(),
+            "n_images": len(self.source),
+            "sites": list(self.sites),
+            "embed": None if self.embedder is None else self.embedder.attrs,
+            "batch_size": batch_size,
+            "device": self.device.type,
+            **self.options,
+            "versions": {k: v for k, v in describe.describe_versions().items() if k != "python"},
+        }
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -142,6 +157,7 @@ class Recorder:
 
     def update(self, decoded: Decoded) -> None:
         """Run one batch of decoded images through the model and record it."""
+        self.n_batches += 1
         self.skipped += [{"key": e.key, "reason": e.reason} for e in decoded.skipped]
         if decoded.pixels is None:
             return
@@ -174,68 +190,84 @@ class Recorder:
                 self._pooled.add(name, values.transpose(0, 1))
         self._image_rows(logits.shape[1]).add(logits, decoded.indices, keys, labels)
         self.n_images += len(keys)
-        self._seen += decoded.indices
-        self._n_batches += 1
-        if self._n_batches % _CHECK_EVERY == 0:
-            self._flush()
+        self._unflushed += 1
+        if self._unflushed == _CHECK_EVERY:
+            self.flush()
 
-    def finish(self, *, interrupted: bool, seconds: float) -> None:
-        """Write everything and put the run in its place.
+    def commit(self, *, seconds: float, done: bool = False) -> None:
+        """Make all that has been recorded so far outlast this process.
+
+        Parameters
+        ----------
+        seconds : float
+            Time spent so far, earlier sessions included.
+        done : bool, default False
+            Whether there is nothing more to record.
+        """
+        self.flush()
+        if not (self.n_batches or done):
+            return
+        state: dict[str, State] = {
+            f"sites/{name}/{part}": kept
+            for name, recorder in self.sites.items()
+            for part, kept in recorder.state_dict().items()
+        }
+        if self.smoothing is not None:
+            kept = self.smoothing.state_dict()
+            state |= {f"smoothing/{block}": moments for block, moments in kept.items()}
+        arrays = {
+            f"{part}/{key}": value.cpu().numpy()
+            for part, values in state.items()
+            for key, value in values.items()
+        }
+        facts = {
+            "n_images": self.n_images,
+            "n_batches": self.n_batches,
+            "grids": {name: recorder.grid for name, recorder in self.sites.items()},
+            "skipped": self.skipped,
+            "notes": self.notes,
+            "seconds": seconds,
+        }
+        self.journal.commit(arrays, facts, done=done)
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from what a recorder of the same probe has committed."""
+        for name, recorder in self.sites.items():
+            recorder.load_state_dict(*_site_state(saved, name), device=self.device)
+        if self.smoothing is not None:
+            self.smoothing.load_state_dict(_states(saved, "smoothing/"), self.device)
+        facts = saved.facts
+        self.n_images, self.n_batches = facts["n_images"], facts["n_batches"]
+        self.skipped, self.notes = list(facts["skipped"]), list(facts["notes"])
+
+    @torch.inference_mode()
+    def merge(self, saved: Saved) -> None:
+        """Add what the recorder of another process has committed of its share."""
+        for name, recorder in self.sites.items():
+            other = recorder.empty()
+            other.load_state_dict(*_site_state(saved, name), device=self.device)
+            recorder.merge(other)
+        if self.smoothing is not None:
+            self.smoothing.merge(_states(saved, "smoothing/"), self.device)
+        facts = saved.facts
+        self.n_images += facts["n_images"]
+        self.skipped += facts["skipped"]
+        self.notes += [note for note in facts["notes"] if note not in self.notes]
+
+    def flush(self) -> None:
+        """Check what has been seen, and write what belongs to single images.
 
         Raises
         ------
-        DataError
-            If no image could be read.
+        NonFiniteError
+            If an activation or an embedding is not finite.
         """
-        if not self.n_images and interrupted:
-            raise DataError("interrupted before the first batch was done; no run was written")
-        if not self.n_images:
-            first = self.skipped[0]
-            raise DataError(
-                f"none of the {len(self.skipped)} images of {self.source.name} could be read; "
-                f"the first is {first['key']!r}: {first['reason']}"
-            )
-        self._flush()
-        described, tables = {}, []
-        for name, recorder in self.sites.items():
-            overlap = weight_cosine(self.loaded.model, recorder.site)
-            units = recorder.result(weight_cosine=overlap)
-            self.writer.write_units(name, units)
-            tables.append(describe.unit_table(name, units))
-            described[name] = {
-                "dims": list(recorder.site.dims),
-                "unit": recorder.site.unit_dim,
-                "n_units": units.sizes["unit"],
-                "pools": list(recorder.pools),
-                "tails": list(recorder.tails),
-                "signed": recorder.signed,
-                "grid": recorder.grid if "top_map" in units else None,
-            }
-        self.writer.write_table("units", pd.concat(tables, ignore_index=True))
-        if self.source.concepts is not None:
-            self.writer.write_table("shown", describe.shown_table(self.source, self._seen))
-        if self.smoothing is not None:
-            self.writer.write_table("smoothing", self.smoothing.table())
-        if self.head_sites or self.pattern_sites:
-            recorded = self.head_sites or [f"{n}.hook_z" for n in self.pattern_sites]
-            layers = [parse_site(n).layer for n in recorded]
-            self.writer.write_heads(xr.Dataset(coords={"layer": layers}))
-        self.writer.finish(
-            {
-                "status": "interrupted" if interrupted else "complete",
-                "n_images": self.n_images,
-                "model": describe.describe_model(self.loaded),
-                "data": describe.describe_data(self.source),
-                "sites": described,
-                "embedding": None if self.embedder is None else self.embedder.attrs,
-                "options": self.options,
-                "quantile_rank_error": rank_error(int(self.options["sample"]), self.n_images),
-                "skipped": self.skipped,
-                "notes": self.notes,
-                "seconds": round(seconds, 3),
-                "versions": describe.describe_versions(),
-            }
-        )
+        for recorder in self.sites.values():
+            recorder.check_finite()
+        self._unflushed = 0
+        arrays = {**self._embeddings(), **self._heads()}
+        if self._rows is not None and self._rows.waiting:
+            self.journal.add(self._rows.take(), arrays)
 
     def _record(self, name: str, activation: Tensor, *, hook: Any) -> None:
         assert self._batch is not None
@@ -266,36 +298,50 @@ class Recorder:
     def _image_rows(self, n_logits: int) -> ImageRows:
         if self._rows is None:
             mismatch = describe.class_mismatch(self.loaded, self.source, n_logits)
-            self.notes += [mismatch] if mismatch else []
+            self.notes += [mismatch] if mismatch and mismatch not in self.notes else []
             self._rows = ImageRows(comparable=mismatch is None)
         return self._rows
 
-    def _flush(self) -> None:
-        """Check what has been seen, and write what belongs to single images."""
-        for recorder in self.sites.values():
-            recorder.check_finite()
-        if self._rows is not None:
-            self._rows.flush(self.writer)
-        self._write_embeddings()
+    def _heads(self) -> dict[str, np.ndarray]:
+        """Return what waits of every head, and of every unit if asked, by its name in the run."""
         pooled, patterns = self._pooled.take(), self._patterns.take()
+        found: dict[str, np.ndarray] = {}
         norms = [pooled[name][:, 1] for name in self.head_sites if name in pooled]  # pool "mean"
         if norms:
-            self.writer.add_heads("output_norm", torch.stack(norms, dim=1).numpy())
+            found["heads/output_norm"] = torch.stack(norms, dim=1).numpy()
         if self.options["pooled"]:
-            for name, values in pooled.items():
-                self.writer.add_pooled(name, values.numpy())
+            found |= {f"pooled/{name}": values.numpy() for name, values in pooled.items()}
         if patterns:
             by_layer = torch.stack([patterns[name] for name in self.pattern_sites], dim=2)
             for i, name in enumerate(("pattern_entropy", "pattern_distance")):
-                self.writer.add_heads(name, by_layer[:, i].numpy())
+                found[f"heads/{name}"] = by_layer[:, i].numpy()
+        return found
 
-    def _write_embeddings(self) -> None:
+    def _embeddings(self) -> dict[str, np.ndarray]:
+        if not self._embedded:
+            return {}
+        assert self.embedder is not None
+        parts = []
         for keys, embeddings in self._embedded:
-            assert self.embedder is not None
-            values = embeddings.cpu().numpy()
-            require_directions(values, keys, self.embedder.attrs["encoder"])
-            self.writer.add_embeddings(values, self.embedder.attrs)
+            parts.append(embeddings.cpu().numpy())
+            require_directions(parts[-1], keys, self.embedder.attrs["encoder"])
         self._embedded.clear()
+        return {"embeddings": np.concatenate(parts)}
+
+
+def _states(saved: Saved, prefix: str) -> dict[str, State]:
+    """Return the states whose names begin so: of each part its tensors by name."""
+    found: dict[str, State] = {}
+    for name, values in saved.arrays.items():
+        if name.startswith(prefix):
+            part, _, key = name.removeprefix(prefix).rpartition("/")
+            found.setdefault(part, {})[key] = torch.from_numpy(values)
+    return found
+
+
+def _site_state(saved: Saved, name: str) -> tuple[dict[str, State], tuple[int, int] | None]:
+    grid = saved.facts["grids"][name]
+    return _states(saved, f"sites/{name}/"), None if grid is None else tuple(grid)
 
 
 def _set_training(modules: list[torch.nn.Module]) -> None:

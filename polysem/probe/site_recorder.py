@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from polysem.errors import NonFiniteError, RunError
-from polysem.probe.accumulators import Accumulator, ClassSums, ImageSample, Moments
+from polysem.probe.accumulators import Accumulator, ClassSums, ImageSample, Moments, State
 from polysem.probe.bootstrap import BootstrapMeans
 from polysem.probe.embedding_sums import EmbeddingSums
 from polysem.probe.exemplars import Exemplars
@@ -96,7 +96,7 @@ class SiteRecorder:
             self.site, activation, self.pools, n_prefix_tokens=self.n_prefix_tokens
         )
         if not self.parts:
-            self._allocate(pooled)
+            self._allocate_for(pooled)
         values = self.latest = pooled.values
         self.parts["moments"].update(values)
         self.parts["sample"].update(values, batch.images_host, batch.hashes)
@@ -114,10 +114,7 @@ class SiteRecorder:
             return
         faces = self._faces(self.latest)
         if "embedding_sums" not in self.parts:
-            self.parts["embedding_sums"] = EmbeddingSums(
-                len(faces), faces.shape[2], embeddings.shape[1],
-                n_replicates=self.n_replicates, device=faces.device,
-            )  # fmt: skip
+            self._allocate_sums(faces.shape[2], embeddings.shape[1], faces.device)
         self.parts["embedding_sums"].update(faces, embeddings, batch.weights)
 
     def _faces(self, values: Tensor) -> Tensor:
@@ -130,14 +127,21 @@ class SiteRecorder:
             ]
         )
 
-    def _allocate(self, pooled: Pooled) -> None:
-        n_pools, _, n_units = pooled.values.shape
+    def _allocate_for(self, pooled: Pooled) -> None:
         n_positions = 0 if pooled.maps is None else pooled.maps.shape[2]
-        device = pooled.values.device
         if pooled.grid is not None:
             self.grid = pooled.grid
         elif self.grid is None or self.grid[0] * self.grid[1] != n_positions:
             self.grid = square_grid(n_positions)
+        self._allocate(pooled.values.shape[2], n_positions, pooled.values.device)
+
+    def _allocate_sums(self, n_units: int, dim: int, device: torch.device) -> None:
+        self.parts["embedding_sums"] = EmbeddingSums(
+            len(self.tails), n_units, dim, n_replicates=self.n_replicates, device=device
+        )
+
+    def _allocate(self, n_units: int, n_positions: int, device: torch.device) -> None:
+        n_pools = len(self.pools)
         self.parts["moments"] = Moments(n_pools, n_units, device=device)
         self.parts["sample"] = ImageSample(self.sample, n_pools, n_units, device=device)
         if self.n_classes:
@@ -188,10 +192,42 @@ class SiteRecorder:
         for name, part in self.parts.items():
             part.merge(other.parts[name])
 
+    def empty(self) -> SiteRecorder:
+        """Return a recorder of the same site that has seen nothing."""
+        return replace(self, parts={}, latest=None)
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the state of every accumulator by name."""
         parts: Mapping[str, Accumulator] = self.parts
         return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(
+        self,
+        state: Mapping[str, State],
+        grid: tuple[int, int] | None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Take over what `state_dict` gave of a recorder of the same site, and its `grid`."""
+        if not state:
+            return
+        place = torch.device(device)
+        self.grid = grid
+        n_units, n_positions = (
+            state["moments"]["mean"].shape[1],
+            state[self.tails[0]]["maps"].shape[2],
+        )
+        self._allocate(n_units, n_positions, place)
+        if "embedding_sums" in state:
+            self._allocate_sums(n_units, state["embedding_sums"]["e"].shape[0], place)
+        for name, part in self.parts.items():
+            part.load_state_dict(
+                {
+                    # who is in the sample is decided on the host
+                    key: value if key in ("hashes", "images") else value.to(place)
+                    for key, value in state[name].items()
+                }
+            )
 
     def result(self, *, weight_cosine: tuple[Tensor, float] | None = None) -> xr.Dataset:
         """Return the statistics of all units in the run's layout.

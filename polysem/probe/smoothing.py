@@ -7,7 +7,7 @@ kept as means, with their standard errors over images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from polysem.errors import SpecError
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.scores import attention_bias, attention_scores
-from polysem.probe.accumulators import Moments
+from polysem.probe.accumulators import Moments, State
 from polysem.probe.patterns import images_at_a_time
 
 __all__ = ["MEANINGS", "SmoothingRecorder", "attention_smoothing", "token_smoothing"]
@@ -126,6 +126,27 @@ class SmoothingRecorder:
                 ]
             found.append((f"{block}.hook_resid_post", partial(self._record, block)))
         return found
+
+    def state_dict(self) -> dict[str, State]:
+        """Return the state of every block's moments by the block's name."""
+        return {block: moments.state_dict() for block, moments in self.moments.items()}
+
+    def load_state_dict(self, state: Mapping[str, State], device: torch.device) -> None:
+        """Take over what `state_dict` gave."""
+        self.moments = {}
+        for block, kept in state.items():
+            self.moments[block] = Moments(*kept["mean"].shape, device=device)
+            self.moments[block].load_state_dict({k: v.to(device) for k, v in kept.items()})
+
+    def merge(self, state: Mapping[str, State], device: torch.device) -> None:
+        """Add what another recorder of the same model has seen, by its state."""
+        other = SmoothingRecorder(self.hooked)
+        other.load_state_dict(state, device)
+        for block, moments in other.moments.items():
+            if block in self.moments:
+                self.moments[block].merge(moments)
+            else:
+                self.moments[block] = moments
 
     def table(self) -> pd.DataFrame:
         """Return one row a block, its columns as in `MEANINGS`."""

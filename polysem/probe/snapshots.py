@@ -19,14 +19,15 @@ from polysem.models.encoder import Encoder
 from polysem.models.hooked import HookedVisionModel
 from polysem.models.load import LoadedModel, load_model
 from polysem.models.snapshots import Snapshot
+from polysem.probe.assemble import assemble
 from polysem.probe.describe import choose_sites
 from polysem.probe.embedder import KeptEmbeddings
 from polysem.probe.kept_images import KeptImages
 from polysem.probe.probe import encoder_from, record
 from polysem.probe.recorder import Precision, Recorder
 from polysem.sites import parse_site
+from polysem.store.journal import Journal
 from polysem.store.run import Run
-from polysem.store.writer import RunWriter
 
 __all__ = ["probe_snapshots", "require_units"]
 
@@ -98,13 +99,12 @@ def probe_snapshots(
             snapshot, folder = snapshots[place], folders[place]
             is_last = snapshot == snapshots[-1]
             loaded = last if is_last else load_model(snapshot.checkpoint, arch=arch, device=device)
-            writer = RunWriter(folder, overwrite=True)
             recorder = Recorder(
-                loaded, source, writer, sites=sites, top_k=top_k, pooled=True, patterns=False,
+                loaded, source, sites=sites, top_k=top_k, pooled=True, patterns=False,
                 sample=sample, device=device, precision=precision, embed=encoder,
             )  # fmt: skip
             if not (resume and _made_like(folder, recorder)):
-                with writer:
+                with Journal(folder, {}, overwrite=True) as recorder.journal:
                     other = recorder.embedder.other_transform if recorder.embedder else None
                     interrupted, seconds = record(
                         recorder, images.batches(other), task=f"step {snapshot.step}",
@@ -112,7 +112,11 @@ def probe_snapshots(
                     )  # fmt: skip
                     if interrupted:
                         return False
-                    recorder.finish(interrupted=False, seconds=seconds)
+                    recorder.flush()
+                    assemble(
+                        recorder, recorder.journal, overwrite=True, interrupted=False,
+                        seconds=seconds,
+                    )  # fmt: skip
                 if not begun:
                     begin(folder)
                 begun = True

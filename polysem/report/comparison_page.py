@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from polysem.report.markdown import escaped, markdown_table
 from polysem.report.page import number
 from polysem.store.run import Run
 
-__all__ = ["comparison_markdown", "markdown_table", "short_table"]
+__all__ = ["comparison_markdown", "short_table"]
 
 
 def comparison_markdown(
@@ -96,20 +97,3 @@ def short_table(compared: pd.DataFrame) -> pd.DataFrame:
 def _with_ends(row: Mapping[Hashable, Any], name: str) -> str:
     value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     return number(value) if low != low else f"{number(value)} ({number(low)} to {number(high)})"
-
-
-def markdown_table(table: pd.DataFrame) -> list[str]:
-    """Return the lines of a table; text in it is shown as it is."""
-    rows = [list(map(str, table.columns)), ["---"] * table.shape[1], *table.astype(str).to_numpy()]
-    cells = [[c if c == "---" else escaped(c) for c in row] for row in rows]
-    return ["| " + " | ".join(row) + " |" for row in cells]
-
-
-def escaped(text: str) -> str:
-    r"""Return text that Markdown and HTML show as it is.
-
-    >>> escaped("<b>_*|")
-    '&lt;b&gt;\\_\\*\\|'
-    """
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|" else c for c in " ".join(text.split()))

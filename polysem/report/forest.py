@@ -31,7 +31,7 @@ __all__ = ["forest"]
 #: Okabe and Ito's palette, for pairs of arms.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
-_NAMES, _GAP, _PANELS = 1.75, 0.18, 4
+_NAMES, _GAP, _PANELS = 1.9, 0.18, 4
 
 
 @styled

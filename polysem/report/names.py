@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from polysem.errors import SpecError
+from polysem.report.markdown import escaped
 from polysem.report.page import number
 from polysem.report.unit import described, unit_name
 from polysem.store.run import Run
 
 __all__ = [
-    "NO_NAME", "escape_markdown", "facet_phrase", "labels_markdown", "name_line", "phrases",
+    "NO_NAME", "facet_phrase", "labels_markdown", "name_line", "phrases",
 ]  # fmt: skip
 
 #: What is said where no concept fits better than chance.
@@ -93,30 +93,19 @@ def labels_markdown(
     labels, facet_labels, head_labels : DataFrame
         The tables of these names.
     """
-    lines = [f"# Names: {escape_markdown(described(run))}", "", _READING, ""]
+    lines = [f"# Names: {escaped(described(run))}", "", _READING, ""]
     first = labels[labels["rank"] == 1]
     if facet_labels is not None:
         first = first.merge(phrases(facet_labels), how="left", on=_FACE)
     for site, rows in first.groupby("site", sort=False):
         named = int(rows["named"].sum())
-        lines += [f"## {escape_markdown(str(site))}", ""]
+        lines += [f"## {escaped(str(site))}", ""]
         lines += [f"{named:,} of {len(rows):,} have a fitting name.", ""]
         lines += [*_table(_unit_cells(run, str(site), rows, facet_labels is not None)), ""]
     if head_labels is not None:
         best = head_labels[head_labels["rank"] == 1]
         lines += ["## Attention heads", "", *_table(_head_cells(best)), ""]
     return "\n".join(lines)
-
-
-def escape_markdown(text: str) -> str:
-    r"""Return text that Markdown shows as it is, on one line, also within a table.
-
-    >>> escape_markdown("a|b <i> *c*")
-    'a\\|b &lt;i&gt; \\*c\\*'
-    """
-    text = " ".join(text.split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", text)
 
 
 def _rows(run: Run, table: str, site: str, unit: int, tail: str) -> pd.DataFrame | None:
@@ -154,5 +143,5 @@ def _said(row: Any) -> list[str]:
 
 
 def _table(rows: Iterator[list[str]]) -> list[str]:
-    head, *body = ([escape_markdown(cell) for cell in row] for row in rows)
+    head, *body = ([escaped(cell) for cell in row] for row in rows)
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]

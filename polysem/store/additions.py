@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
+from polysem.errors import RunError
 from polysem.store.run import Run
 from polysem.store.writer import disk_errors
 
@@ -35,7 +36,7 @@ def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str
     ValueError
         If a column is not explained, or an explained one is not there.
     RunError
-        If the disk refuses.
+        If the disk refuses, or the place is a link that leads out of the run.
     """
     if set(meanings) != set(table.columns):
         odd = sorted(set(meanings) ^ set(table.columns))
@@ -43,6 +44,7 @@ def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str
     file = run.path / "tables" / f"{name}.parquet"
     kept = table.copy(deep=False)
     kept.attrs = {"columns": dict(meanings)}
+    _require_inside(run, file)
     with disk_errors(run.path):
         file.parent.mkdir(exist_ok=True)
         part = _beside(file)
@@ -77,9 +79,11 @@ def add_arrays(
     Raises
     ------
     RunError
-        If the disk refuses.
+        If the disk refuses, or the place is a link that leads out of the run.
     """
     store = run.path / f"{name}.zarr"
+    for group, _ in _groups(arrays):
+        _require_inside(run, store / (group or ""))
     with disk_errors(run.path):
         part = _beside(store)
         old = _beside(store)
@@ -100,6 +104,12 @@ def add_arrays(
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     return store
+
+
+def _require_inside(run: Run, place: Path) -> None:
+    """Refuse a place that a link, or a name, leads out of the run: a run may come from anywhere."""
+    if not place.resolve().is_relative_to(run.path.resolve()):
+        raise RunError(f"{place} leads out of the run; remove the link, or probe again")
 
 
 def _groups(

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
-from polysem.store.run import Run, read_parquet
+from polysem.store.guarded import read_parquet
+from polysem.store.run import Run
 from polysem.store.writer import disk_errors
 
 __all__ = [

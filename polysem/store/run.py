@@ -11,9 +11,20 @@ import pandas as pd
 import xarray as xr
 
 from polysem.errors import MissingError, RunError, SpecError, did_you_mean
-from polysem.store.schema import FORMAT
+from polysem.store.guarded import open_arrays, read_parquet
+from polysem.store.manifest import checked_manifest
+from polysem.store.schema import (
+    EMBEDDINGS,
+    FORMAT,
+    GATES,
+    HEADS,
+    IMAGES,
+    OLDEST_FORMAT,
+    TABLES,
+    UNITS,
+)  # fmt: skip
 
-__all__ = ["Run", "read_manifest", "read_parquet"]
+__all__ = ["Run", "read_manifest"]
 
 
 class Run:
@@ -48,16 +59,21 @@ class Run:
         MissingError
             If there is no such folder.
         RunError
-            If it is not a run, or was written by a newer polysem.
+            If it is not a run, or of a format that another polysem reads.
         """
         path = Path(path).expanduser()
         manifest = read_manifest(path)
-        if manifest["format"] > FORMAT:
+        if not OLDEST_FORMAT <= manifest["format"] <= FORMAT:
+            newer = manifest["format"] > FORMAT
+            versions = manifest.get("versions")
+            version = versions.get("polysem") if isinstance(versions, dict) else None
             raise RunError(
-                f"{path} has run format {manifest['format']}; this polysem reads up to {FORMAT}: "
-                f"install polysem {manifest.get('versions', {}).get('polysem', 'newer')}"
+                f"{path} has run format {manifest['format']}; this polysem reads "
+                f"{OLDEST_FORMAT} to {FORMAT}: install polysem "
+                f"{version or ('newer' if newer else 'as old as the run')}"
+                f"{'' if newer else ', or probe again'}"
             )
-        return cls(path, manifest)
+        return cls(path, checked_manifest(path / "manifest.json", manifest))
 
     @property
     def sites(self) -> list[str]:
@@ -67,7 +83,7 @@ class Run:
     @cached_property
     def images(self) -> pd.DataFrame:
         """One row an image: image (index in the data), key, label, prediction, loss, correct."""
-        return read_parquet(self._part("images.parquet"))
+        return read_parquet(self._part("images.parquet"), IMAGES)
 
     @property
     def classes(self) -> list[str] | None:
@@ -88,7 +104,7 @@ class Run:
             raise SpecError(
                 f"this run has no site {site!r}{near or '; it has ' + ', '.join(self.sites)}"
             )
-        return _open(self._part("units.zarr"), site)
+        return open_arrays(self._part("units.zarr"), site, schema=UNITS)
 
     @cached_property
     def heads(self) -> xr.Dataset:
@@ -103,7 +119,7 @@ class Run:
             raise RunError(
                 f"{self.path} holds no heads: probe a transformer with its attn.hook_z sites"
             )
-        return _open(self._part("heads.zarr"), None)
+        return open_arrays(self._part("heads.zarr"), None, schema=HEADS)
 
     @cached_property
     def gates(self) -> xr.Dataset:
@@ -116,7 +132,7 @@ class Run:
         """
         if not (self.path / "gates.zarr").is_dir():
             raise RunError(f"{self.path} holds no study of heads; `polysem heads` makes one")
-        return _open(self._part("gates.zarr"), None)
+        return open_arrays(self._part("gates.zarr"), None, schema=GATES)
 
     @property
     def embeddings(self) -> xr.DataArray:
@@ -148,7 +164,7 @@ class Run:
             raise RunError(
                 f"{self.path} holds no embeddings of its images; make them with {command}"
             )
-        return _open(store, None)["embedding"]
+        return open_arrays(store, None, schema=EMBEDDINGS)["embedding"]
 
     def crop_embeddings(self, site: str) -> xr.DataArray:
         """Return embeddings of the crops where exemplars fired [tail, unit, rank, dim], lazily.
@@ -183,7 +199,7 @@ class Run:
                 f"polysem {'describe-neurons' if name == 'clip_crops' else 'embed'} {self.path} "
                 f"--{'sites' if name == 'clip_crops' else 'crops'} '{site}'"
             )
-        return _open(self.path / f"{name}.zarr", site)
+        return open_arrays(self.path / f"{name}.zarr", site)
 
     @property
     def facet_directions(self) -> xr.DataArray:
@@ -202,7 +218,7 @@ class Run:
                 f"{self.path} has no clusters of facets; make them with polysem clusters "
                 f"{self.path} --of facets"
             )
-        return _open(store, None)["direction"]
+        return open_arrays(store, None)["direction"]
 
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
@@ -219,7 +235,7 @@ class Run:
                 f"this run has no table {name!r}{did_you_mean(name, known)}; "
                 f"it has {', '.join(known) or 'none'}"
             )
-        return read_parquet(file)
+        return read_parquet(file, TABLES.get(name))
 
     def contributions(self, site: str) -> xr.Dataset:
         """Return the contribution maps of a site's exemplars, lazily.
@@ -237,7 +253,7 @@ class Run:
                 f"{self.path} holds no contribution maps of {site}; make them with "
                 f"polysem explain --run {self.path} --model {self.manifest['model']['spec']}"
             )
-        return _open(self.path / "contributions.zarr", site)
+        return open_arrays(self.path / "contributions.zarr", site)
 
     def upstream(self, site: str) -> xr.Dataset:
         """Return which units of an earlier site made a site's exemplars fire, lazily.
@@ -257,7 +273,7 @@ class Run:
                 f"explain --run {self.path} --model {self.manifest['model']['spec']} --upstream "
                 f"--sites '{site}'"
             )
-        return _open(self.path / "upstream.zarr", site)
+        return open_arrays(self.path / "upstream.zarr", site)
 
     def __repr__(self) -> str:
         model, data = self.manifest["model"]["name"], self.manifest["data"]["name"]
@@ -271,23 +287,6 @@ class Run:
         if not part.exists():
             raise RunError(f"{self.path} is incomplete: {name} is not there; probe again")
         return part
-
-
-def _open(store: Path, group: str | None) -> xr.Dataset:
-    try:
-        found: xr.Dataset = xr.open_zarr(store, group=group, consolidated=False, chunks=None)
-    except (OSError, KeyError, ValueError):
-        where = store if group is None else store / group
-        raise RunError(f"{where} is missing or damaged; probe again") from None
-    return found
-
-
-def read_parquet(file: Path) -> pd.DataFrame:
-    """Return a table; RunError if it is damaged."""
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError):  # what pyarrow raises of a damaged file is a ValueError
-        raise RunError(f"{file} is damaged; probe again") from None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

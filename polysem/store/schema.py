@@ -10,15 +10,30 @@ import numpy as np
 import xarray as xr
 
 __all__ = [
-    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "QUANTILES", "UNITS", "Variable", "dataset",
-    "ranking_pool",
+    "EMBEDDINGS", "FORMAT", "GATES", "HEADS", "IMAGES", "LABELS", "OLDEST_FORMAT", "QUANTILES",
+    "TABLES", "UNITS", "Variable", "dataset", "ranking_pool",
 ]  # fmt: skip
 
 #: Version of the run folder's layout; raised when older readers would misread it.
 FORMAT = 1
 
+#: The oldest that is still read; runs of an older one name the polysem that reads them.
+OLDEST_FORMAT = 1
+
 #: Quantiles given for each unit; the sample of images in the run gives any other.
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+
+#: Columns of ``images.parquet``, and numpy's letters of the types that they are read as: where no
+#: value is known a column may be of any.
+IMAGES: Mapping[str, str] = {
+    "image": "iu", "key": "OUT", "label": "iufO", "prediction": "iufO", "loss": "fO",
+    "correct": "bOf",
+}  # fmt: skip
+
+#: The same of the tables that a probe writes, by name.
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "units": {"site": "OUT", "unit": "iu", "dead": "b", "kurtosis": "f", "sparsity": "f"},
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,12 @@ class Variable:
 
 _PER_UNIT = ("pool", "unit")
 _TOP = ("tail", "unit", "rank")
+
+#: Words that the axes which have any are labelled with.
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "pool": ("max", "mean", "min", "cls", "value"),
+    "tail": ("upper", "lower"),
+}
 
 #: Arrays of ``units.zarr/<site>``. Activations are in the network's own units. `pool` says how a
 #: unit's tokens became one number per image: max, mean or min over patches, cls (the class

@@ -24,9 +24,10 @@ from polysem.errors import RunError
 from polysem.store.run import read_manifest
 from polysem.store.schema import EMBEDDINGS, FORMAT, HEADS, UNITS, Variable
 
-__all__ = ["RunWriter", "disk_errors"]
+__all__ = ["IMAGES", "RunWriter", "check_free", "disk_errors"]
 
-_IMAGES = pa.schema(
+#: Columns of images.parquet.
+IMAGES = pa.schema(
     {
         "image": pa.int64(),
         "key": pa.string(),
@@ -53,6 +54,8 @@ class RunWriter:
         Folder of the run.
     overwrite : bool, default False
         Replace a run that is there already.
+    place : Path, optional
+        Where it lies until it is whole, on the same drive as `out`; what is there goes.
 
     Raises
     ------
@@ -60,17 +63,24 @@ class RunWriter:
         If `out` is taken, or is something other than a run.
     """
 
-    def __init__(self, out: str | Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, out: str | Path, *, overwrite: bool = False, place: Path | None = None
+    ) -> None:
         self.out = Path(out).expanduser()
-        _check_free(self.out, overwrite)
+        self._place = place
+        check_free(self.out, overwrite)
 
     def __enter__(self) -> RunWriter:
         with disk_errors(self.out):
             place = self.out.absolute()
-            self.path = place.with_name(f".{place.name}.partial-{uuid.uuid4().hex[:8]}")
+            self.path = self._place or place.with_name(
+                f".{place.name}.partial-{uuid.uuid4().hex[:8]}"
+            )
             try:
+                if self._place is not None:
+                    shutil.rmtree(self.path, ignore_errors=True)
                 (self.path / "tables").mkdir(parents=True)
-                self._images = pq.ParquetWriter(self.path / "images.parquet", _IMAGES)
+                self._images = pq.ParquetWriter(self.path / "images.parquet", IMAGES)
             except OSError:
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
@@ -91,10 +101,11 @@ class RunWriter:
         finally:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def add_images(self, columns: Mapping[str, Any]) -> None:
-        """Append rows to images.parquet; missing values are None."""
+    def add_images(self, columns: Mapping[str, Any] | pa.Table) -> None:
+        """Append rows to images.parquet, a row group of their own; missing values are None."""
+        table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns), schema=IMAGES)
         with disk_errors(self.out):
-            self._images.write_table(pa.table(dict(columns), schema=_IMAGES))
+            self._images.write_table(table)
 
     def add_pooled(self, site: str, values: np.ndarray) -> None:
         """Append the pooled activations of some images, float32 [image, pool, unit]."""
@@ -185,7 +196,14 @@ def _rows_per_chunk(row: Sequence[int]) -> int:
     return max(1, _CHUNK_BYTES // (4 * int(np.prod(row, dtype=np.int64))))
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a place that is taken.
+
+    Raises
+    ------
+    RunError
+        If `out` is a file, something other than a run, or a run that may not be replaced.
+    """
     if out.is_dir() and not any(out.iterdir()):
         return
     if not out.exists():
@@ -202,6 +220,12 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise RunError(f"{out} already holds a run; name another folder or use --overwrite")
 
 
+_REFUSALS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EFBIG, errno.EIO,
+    errno.ENAMETOOLONG, errno.ESTALE,
+)  # fmt: skip
+
+
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
     """Turn what a disk may refuse into a sentence.
@@ -216,9 +240,8 @@ def disk_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
-                f"the disk of {out} is full; nothing of this run was kept: free some space, or "
-                "name a folder elsewhere with --out"
+                f"the disk of {out} is full; free some space, or name a folder elsewhere with --out"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _REFUSALS:
             raise RunError(f"{out} cannot be written: {error.strerror}") from None
         raise

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from polysem.data.sources import load_data
 from polysem.errors import RecipeError
+from polysem.processes import processes
 from polysem.train.evaluate import autocast
 from polysem.train.hold import hold
 from polysem.train.prepare import Job, prepare, settings
-from polysem.train.processes import processes
 from polysem.train.recipe import Recipe, parse_recipe, recipe_to_dict
 from polysem.train.step import Showing, shown, take_step
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from polysem.errors import NonFiniteError
 from polysem.models.transform import Transform
+from polysem.processes import Processes
 from polysem.train.calibration import expected_calibration_error
 from polysem.train.images import ImageSet
 from polysem.train.losses import Loss, confidence
 from polysem.train.order import Part
-from polysem.train.processes import Processes
 
 __all__ = ["Evaluation", "autocast", "evaluate", "wilson_interval"]
 

@@ -9,10 +9,10 @@ import torch
 
 from polysem.data.dataset import ImageData
 from polysem.models.transform import Transform
+from polysem.processes import Processes
 from polysem.train import images
 from polysem.train.images import ImageSet, LabelledImages, class_names, decode, decoded_bytes
 from polysem.train.order import permuted
-from polysem.train.processes import Processes
 from polysem.train.recipe import Recipe
 from polysem.train.stream import RandomCrop, StreamedImages, default_workers
 

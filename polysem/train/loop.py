@@ -29,10 +29,10 @@ import torch
 from polysem.errors import NonFiniteError
 from polysem.interrupt import interrupt_flag
 from polysem.models.checkpoint import read_checkpoint
+from polysem.processes import processes
 from polysem.train.finish import TrainResult, evaluate_job, finish, save_weights
 from polysem.train.outputs import Outputs
 from polysem.train.prepare import Job, prepare, settings
-from polysem.train.processes import processes
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import log_spaced_steps
 from polysem.train.start import with_start

@@ -16,6 +16,7 @@ from polysem.data.sources import load_data
 from polysem.errors import DataError, RecipeError, SpecError
 from polysem.models.registry import require_known
 from polysem.models.transform import Transform
+from polysem.processes import Processes
 from polysem.train.build import (
     build_model,
     choose_average,
@@ -33,7 +34,6 @@ from polysem.train.hold import hold
 from polysem.train.images import ImageSet
 from polysem.train.losses import Loss
 from polysem.train.order import generator_for
-from polysem.train.processes import Processes
 from polysem.train.recipe import Recipe
 from polysem.train.schedules import cosine_schedule
 from polysem.train.start import check_conversion, start_weights, with_start

@@ -6,6 +6,8 @@ dict, so that a model always says how it was made.
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -46,6 +48,11 @@ _METHODS = (
     "attention", "feat_scale", "drop_head", "dropout", "spatial_dropout", "patch_dropout",
     "center_norm", "post_norm", "weighted_residual", "spectral_init",
 )  # fmt: skip
+
+#: Values that a recipe may have, aliases written out: far more than any needs.
+_MOST_VALUES = 10_000
+
+_MOST_SHOWN = 80
 
 
 class Model(_Section):
@@ -266,9 +273,25 @@ def load_recipe(path: str | Path, *, changes: Mapping[str, Any] | None = None) -
         raise RecipeError(f"{path} is not a text file") from None
     try:
         data = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date or number that there is none of
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise RecipeError(f"{path} is nested too deeply for a recipe") from None
+    if _written_out(data) > _MOST_VALUES:
+        raise RecipeError(f"{path} refers to its own parts until it is too large for a recipe")
     return parse_recipe(_changed(data, changes or {}), where=str(path))
+
+
+def _written_out(data: Any, sizes: dict[int, float] | None = None) -> float:
+    """Return how many values data have once their aliases are written out; infinity in a ring."""
+    sizes = {} if sizes is None else sizes
+    if not isinstance(data, (Mapping, list, tuple, set)):
+        return 1
+    if id(data) not in sizes:
+        inside = data.values() if isinstance(data, Mapping) else data
+        sizes[id(data)] = math.inf  # what it is as long as it is not known
+        sizes[id(data)] = 1 + sum(_written_out(value, sizes) for value in inside)
+    return sizes[id(data)]
 
 
 def _changed(data: Any, changes: Mapping[str, Any]) -> Any:
@@ -327,17 +350,25 @@ def _sentence(fault: Any) -> str:
     if kind == "missing":
         return f"the key {key!r} is missing; expected {_allowed(_section(path[:-1]))}"
     if kind == "literal_error":
-        near = did_you_mean(str(fault["input"]), fault["ctx"]["expected"].split("'")[1::2])
-        return f"{key} is {fault['input']!r}{near}; allowed: {fault['ctx']['expected']}"
+        near = did_you_mean(
+            _shown(fault["input"]).strip("'"), fault["ctx"]["expected"].split("'")[1::2]
+        )
+        return f"{key} is {_shown(fault['input'])}{near}; allowed: {fault['ctx']['expected']}"
     if kind == "model_type":
         section = _section(path)
-        return f"{key} is {fault['input']!r}; expected keys below it: {_allowed(section)}"
+        return f"{key} is {_shown(fault['input'])}; expected keys below it: {_allowed(section)}"
     if kind == "value_error":
         reason = str(fault["ctx"]["error"])
-        shown = "" if isinstance(fault["input"], Mapping) else f" is {fault['input']!r}"
+        shown = "" if isinstance(fault["input"], Mapping) else f" is {_shown(fault['input'])}"
         return f"{key}{shown}: {reason}" if key else reason
     reason = fault["msg"].removeprefix("Input ")
-    return f"{key} is {fault['input']!r}: it {reason}"
+    return f"{key} is {_shown(fault['input'])}: it {reason}"
+
+
+def _shown(value: Any) -> str:
+    """Return what was given, cut to what fits a sentence."""
+    text = reprlib.repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _section(path: list[str]) -> type[BaseModel]:

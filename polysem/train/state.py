@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polysem.errors import CheckpointError, NonFiniteError, RunError
-from polysem.train.processes import Processes
+from polysem.processes import Processes
 from polysem.train.recipe import Recipe, recipe_to_dict
 
 __all__ = [

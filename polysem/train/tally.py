@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from polysem.errors import NonFiniteError
-from polysem.train.processes import Processes
+from polysem.processes import Processes
 from polysem.train.state import Progressed
 from polysem.train.step import Stepped
 

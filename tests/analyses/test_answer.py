@@ -81,6 +81,8 @@ def test_two_sentences_and_one_seed_says_so() -> None:
     assert "**cannot tell**, since an arm has a single seed" in text
     assert "of the 2 other comparisons 1 speak for it, 0 against it" in text
     assert text.count(". ") == 1 and text.endswith(".")
+    open_ = [finding("cannot tell")]
+    assert answer(open_, open_, ("a", "b")).startswith("Of these networks one **cannot tell**: ")
     many = [finding("for", about="training", runs=5, other_runs=5)]
     text = answer(many, many, ("a", "b"))
     assert text.startswith("**Yes**: things") and "single seed" not in text
@@ -100,7 +102,8 @@ def test_what_would_change_it_is_in_the_numbers() -> None:
         difference=(-0.1, -0.15, -0.05), table="images", measure="accuracy", site="",
         value=0.5, other_value=0.6,
     )  # fmt: skip
-    tables = {"x": comparison(effect, accuracy)}
+    alike = row(difference=(0.0, NAN, NAN), table="images", measure="accuracy", site="")
+    tables = {"x": comparison(effect, accuracy), "y": comparison(alike)}
     found = findings(tables, [HEADLINE, OTHER], ("a", "b"))
     assert [f.speaks for f in found] == ["for"]
     lines = "\n".join(
@@ -112,6 +115,7 @@ def test_what_would_change_it_is_in_the_numbers() -> None:
     assert "2.0 times as far from 0 as its interval reaches" in lines
     assert "of 2 layers 1 speak for it, 1 against it" in lines
     assert "Accuracy on x differs: a 50.0%, b 60.0%" in lines
+    assert "Accuracy on y" not in lines
     assert "for it speak excess_rank; against it loss" in lines
     table = evidence_table(found, ("a", "b"))
     assert table.loc[0, "delta"] == "−0.400 (−0.500 to −0.200)"

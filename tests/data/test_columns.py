@@ -72,3 +72,9 @@ def test_labels_missing_for_some_are_refused(gap: int | None) -> None:
 def test_other_labels_are_refused(odd: Any) -> None:
     with pytest.raises(DataError, match="'k1' has the label"):
         named([0, odd])
+
+
+@pytest.mark.parametrize("names", [3, "cat", {"a": 1}, ["cat", 5], [None]])
+def test_class_names_that_are_no_words(names: Any) -> None:
+    with pytest.raises(DataError, match="not a list of words"):
+        labels_and_classes([0, 1], names, name="t", keys=["a", "b"])

@@ -221,3 +221,11 @@ def test_other_fractions() -> None:
     for wrong in ({"one": 0.5}, {"one": 1.5, "two": -0.5}):
         with pytest.raises(ValueError, match="sum to 1"):
             split_by_lesion(lesions, ["nv"] * 10, fractions=wrong)
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    table = publish(tmp_path) / "HAM10000_metadata.csv"
+    header, _, rest = table.read_text().partition("\n")
+    table.write_text(f"{header},image_id\n" + rest.replace("\n", ",x\n"))
+    with pytest.raises(DataError, match="'image_id' more than once"):
+        load(table, split="all")

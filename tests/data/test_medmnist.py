@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,28 @@ def test_damage_found_later(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match="'train_images' cannot be read"):
         data.read(0)
+
+
+def repacked(file: Path, old: bytes, new: bytes) -> Path:
+    """Return an archive with bytes replaced inside its members, their checksums right again."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name).replace(old, new) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"'shape': (3,", b"'shape': ((,", "header of the array 'test_images' is damaged"),
+        (b"'shape': (3,", b"'shape': (-3", "header of the array|expected uint8"),
+        (b"'shape': (3, 5", b"'shape': (3,-5", "header of the array|expected uint8"),
+        (b"'shape': (3, ", b"'shape': (9999999999, ", "cannot come out of a file"),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
+    file = repacked(write(tmp_path / "a.npz"), old, new)
+    with pytest.raises(DataError, match=message):
+        load(file, split="test", label="none")

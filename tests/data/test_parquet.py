@@ -9,6 +9,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from polysem.data import parquet
 from polysem.data.parquet import ParquetData, load_parquet
-from polysem.errors import DataError, ImageError, SpecError
+from polysem.data.sources import load_data
+from polysem.errors import DataError, ImageError, MissingError, SpecError
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 
@@ -243,3 +245,27 @@ def test_imagenet_sample_table() -> None:
     assert data.classes is not None
     assert len(data.classes) == 500
     assert min(data.read(77).size) == 256
+
+
+def test_tables_behind_an_address(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for number in range(2):
+        file = write(tmp_path / f"p{number}.parquet", [number, 10 + number], label=[0, 1])
+        fs.pipe_file(f"/tables/p{number}.parquet", file.read_bytes())
+    here, far = load(tmp_path), load_data("memory://tables/p{0..1}.parquet")
+    assert shades(far) == shades(here) == [0, 10, 1, 11]
+    assert far.keys == here.keys
+    assert far.labels.tolist() == [0, 1, 0, 1]
+    before = far.fingerprint
+    file = write(tmp_path / "p1.parquet", [9, 9], label=[0, 1])
+    fs.pipe_file("/tables/p1.parquet", file.read_bytes())
+    assert load_data("memory://tables/p{0..1}.parquet").fingerprint != before
+    with pytest.raises(MissingError, match=r"no file memory://tables/p2\.parquet"):
+        load_data("memory://tables/p{0..2}.parquet")
+
+
+def test_more_rows_than_bytes_are_refused_before_they_are_counted_out(tmp_path: Path) -> None:
+    nothing = pa.nulls(3_000_000, pa.binary())
+    pq.write_table(pa.table({"image": nothing}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="claims 3,000,000 images in fewer bytes"):
+        load(tmp_path / "t.parquet")

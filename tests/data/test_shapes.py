@@ -240,3 +240,12 @@ def test_options_are_checked_without_a_spec() -> None:
         Shapes("test", n=True)
     with pytest.raises(SpecError, match=r"whole number for 'size', not 64\.0"):
         Shapes("test", size=64.0)  # type: ignore[arg-type]
+
+
+def test_read_in_order_memory_does_not_grow() -> None:
+    data = Shapes("test", n=5 * 512, size=16)
+    scenes = [data.scene(i) for i in range(0, len(data), 100)]
+    assert len(data._tables) == 1
+    back = [data.scene(i) for i in reversed(range(0, len(data), 100))]
+    assert len(data._tables) == 5  # out of order all are kept: each is asked for again
+    assert list(map(repr, back)) == list(map(repr, reversed(scenes)))

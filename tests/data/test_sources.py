@@ -134,7 +134,7 @@ def test_shapes() -> None:
     ("spec", "words"),
     [
         ("parket:x", "unknown source of data 'parket'; did you mean 'parquet'.*expected a path"),
-        ("https://example.org/a.zip", "unknown source of data 'https'; expected a path"),
+        ("https://example.org/a.zip", "does not say what lies there.*put webdataset: or parquet:"),
         ("", "names no data; expected a path"),
         ("folder:", "names no data"),
         ("hub:", "names no data set; expected hub:ORG/NAME"),

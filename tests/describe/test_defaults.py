@@ -19,7 +19,7 @@ from polysem.describe.defaults import (
     default_vocabulary,
     misfit,
 )
-from polysem.describe.describe import TEMPLATES, embed_concepts
+from polysem.describe.texts import TEMPLATES, embed_concepts
 from polysem.describe.vocabulary import load_vocabulary
 from polysem.models.clip import Clip, load_clip
 from polysem.models.encoder import image_encoder

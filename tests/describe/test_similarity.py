@@ -240,3 +240,16 @@ def test_single_precision_is_enough(activations: Tensor, view: View) -> None:
     found = all_scores(pmi.soft_wpmi(exemplars, small), small)
     expected = all_scores(pmi.soft_wpmi(exemplars, view), view)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 256])
+@pytest.mark.parametrize("k", [1, 3, 37, 50])
+def test_of_two_that_score_alike_the_earlier_concept_is_best(k: int, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(9, 37, generator=generator).round()  # most have equals
+    scores[3] = torch.nan
+    view = View(torch.randn(5, 6, generator=generator), torch.randn(37, 6, generator=generator))
+    _, found = best_concepts(lambda concepts: scores[:, concepts], view, k, chunk=chunk)
+    lowest = scores.nan_to_num(-torch.inf, neginf=-torch.inf)
+    expected = lowest.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(found, expected)

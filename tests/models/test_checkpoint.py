@@ -394,3 +394,21 @@ def test_a_checkpoint_from_the_future(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"newer polysem \(format 99.*update polysem"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_name", 3), ("model_args", [1]), ("transform", None), ("classes", "abc"),
+        ("classes", [1, 2]), ("recipe", "x"), ("metrics", []), ("step", True), ("step", 1e999),
+        ("dtype", "float8"), ("version", 1e999), ("version", "1"), ("version", None),
+        ("transform", {"size": ["a", "b"]}), ("transform", {"size": [4, 4], "std": 1}),
+    ],
+)  # fmt: skip
+def test_a_description_of_other_types_is_damaged(tmp_path: Path, key: str, value: Any) -> None:
+    save(tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    said = {**json.loads(content["polysem"]), key: value}
+    torch.save({**content, "polysem": json.dumps(said)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="description of the model is damaged"):
+        read_checkpoint(tmp_path / "a.pt")

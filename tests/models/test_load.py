@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +375,28 @@ def test_every_loaded_model_can_be_built_anew(tmp_path: Path, net: nn.Module) ->
         torch.manual_seed(5)
         again = one.build()  # the same draws as those of `net`
         assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "model_args"),
+    [
+        ("vit_micro_patch8_gap_64", {"depth": 10**7}),
+        ("vit_micro_patch8_gap_64", {"embed_dim": 10**8}),
+        ("vit_micro_patch8_gap_64", {"img_size": [10**6, 10**6]}),
+        ("vit_micro_patch8_gap_64", {"mlp_ratio": 1e30}),
+    ],
+)
+def test_a_checkpoint_does_not_say_how_much_memory_is_taken(
+    tmp_path: Path, net: nn.Module, name: str, model_args: dict[str, Any]
+) -> None:
+    ours(tmp_path / "a.pt", net, name, model_args=model_args)
+    fails(CheckpointError, "and holds .* tensors of .* values in all", tmp_path / "a.pt")
+
+
+def test_shapes_are_held_against_the_weights_before_memory_is_taken(tmp_path: Path) -> None:
+    """A ViT-giant's 4 GB are never asked for: the process would not get them."""
+    torch.save({"arch": "vit_giant_patch14_224", "state_dict": {"a": torch.zeros(3)}},
+               tmp_path / "a.pth")  # fmt: skip
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fails(CheckpointError, "does not fit vit_giant_patch14_224; missing", tmp_path / "a.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KB

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,3 +118,26 @@ def test_goes_through_json_and_pickle() -> None:
 def test_what_cannot_be_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         Transform.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": "ab"}, {"size": (4,)}, {"size": (4.5, 4)}, {"size": (True, True)}, {"size": None},
+        {"size": (10**9, 10**9)}, {"crop_pct": 1e-9}, {"crop_pct": "x"}, {"crop_pct": math.nan},
+        {"interpolation": ["box"]}, {"interpolation": None}, {"mean": 3}, {"inverse": "no"},
+        {"std": (1, 1, math.inf)}, {"mean": ("a", "b", "c")},
+    ],
+)  # fmt: skip
+def test_what_json_may_hold_instead_of_a_transform(values: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="transform"):
+        Transform.from_dict({"size": (32, 32), **values})
+
+
+@pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1), (3, 200_001)])
+def test_a_long_strip_is_scaled_in_its_middle_only(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, "red")
+    image.paste("blue", (size[0] // 2 - 4, size[1] // 2 - 4, size[0] // 2 + 4, size[1] // 2 + 4))
+    pixels = Transform(size=(224, 224))(image)
+    assert tuple(pixels.shape) == (3, 224, 224)
+    assert (pixels[2] > 250).all() and (pixels[0] < 5).all()  # what is seen is the middle

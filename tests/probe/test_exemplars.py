@@ -68,6 +68,25 @@ def test_exemplars_equal_a_full_sort(
     check(collect(maps, torch.arange(n), k, batch, **options), maps, k, **options)
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("lower", "only_firing"), [(False, False), (True, False), (False, True)])
+def test_the_few_that_may_enter_late_are_found_in_any_order(
+    ties: bool, lower: bool, only_firing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = []
+    best_of_few = Exemplars._best_of_few
+    monkeypatch.setattr(
+        Exemplars, "_best_of_few", lambda *given: few.append(1) or best_of_few(*given)
+    )
+    maps = maps_of(1500, 7, ties=ties)
+    options = {"lower": lower, "only_firing": only_firing}
+    order = torch.randperm(1500, generator=torch.Generator().manual_seed(0))
+    for images in (torch.arange(1500), order):
+        found = collect(maps[images], images, 4, 64, **options)
+        check(found, maps, 4, **options)
+    assert few
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 999), cuts=st.tuples(st.integers(0, 24), st.integers(0, 24)),

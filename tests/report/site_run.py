@@ -67,7 +67,8 @@ def full_run(out: Path) -> Run:
     _add(run, "labels", keys | {
         "rank": 1, "concept": concepts, "p_value": rng.uniform(size=n), "named": named,
         "q_value": rng.uniform(size=n), "auroc": rng.uniform(size=n),
-        "rank_correlation": rng.uniform(size=n),
+        "rank_correlation": rng.uniform(size=n), "score": rng.uniform(size=n), "n_exemplars": 8,
+        "seen": "images", "method": "soft-wpmi",
     })  # fmt: skip
     _add(run, "unit_facets", keys | {"facets": np.arange(n) % 3, "excess": rng.gamma(2.0, size=n)})
     _add(run, "facets", keys | {

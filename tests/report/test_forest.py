@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from polysem.report.comparison_page import markdown_table, short_table
+from polysem.report.comparison_page import short_table
 from polysem.report.forest import forest
+from polysem.report.markdown import markdown_table
 
 
 def compared(pairs: tuple[tuple[str, str], ...] = (("a", "b"),)) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from polysem.errors import RunError
 from polysem.store.additions import add_arrays, add_table
 from polysem.store.run import Run
 
@@ -61,3 +62,19 @@ def test_groups_of_an_older_store_stay_where_they_are_wanted(run: Run) -> None:
         np.testing.assert_array_equal(found["map"], [value] * 2)
     add_arrays(run, "maps", {"d": ones(5)})
     assert [path.name for path in store.iterdir() if path.is_dir()] == ["d"]
+
+
+def test_nothing_is_written_where_a_link_leads(
+    run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    for name in ("tables", "new.zarr"):
+        (run.path / name).symlink_to(outside)
+    arrays = xr.Dataset({"a": ("unit", [1.0])})
+    with pytest.raises(RunError, match="leads out of the run"):
+        add_table(run, "new", pd.DataFrame({"unit": [1]}), meanings={"unit": "number"})
+    with pytest.raises(RunError, match="leads out of the run"):
+        add_arrays(run, "new", arrays)
+    with pytest.raises(RunError, match="leads out of the run"):
+        add_arrays(run, "other", {"../../outside": arrays})
+    assert not list(outside.iterdir())

@@ -150,13 +150,13 @@ def test_appended_rows_come_back_however_they_were_cut(
                 writer.add_pooled("hook_pooled", values[start : start + cut])
                 writer.add_heads("output_norm", values[start : start + cut].astype(np.float64))
                 start += cut
-            writer.write_units("hook_pooled", xr.Dataset({"mean": ("unit", [1.0, 2.0, 3.0])}))
+            writer.write_units("hook_pooled", xr.Dataset({"dead": ("unit", [1.0, 2.0, 3.0])}))
             writer.write_heads(xr.Dataset(coords={"layer": [3, 5]}))
             writer.finish({"sites": {"hook_pooled": {}}})
     units = Run.open(out).units("hook_pooled")
     np.testing.assert_array_equal(units["pooled"], values)
     assert units["pooled"].dims == ("image", "pool", "unit")
-    assert list(units["mean"].values) == [1, 2, 3]
+    assert list(units["dead"].values) == [1, 2, 3]
     heads = Run.open(out).heads
     np.testing.assert_array_equal(heads["output_norm"].sel(layer=5), values[:, 1])
 

@@ -239,3 +239,36 @@ def test_arms_differ_in_layers_and_heads_alone(arms: str, names: tuple[str, str]
     assert heads[0] is heads[2] is None
     assert heads[1]["mode"] == heads[3]["mode"] == "half"
     assert all(arm == plain[0] for arm in plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: " + "1" * 5000, "is not YAML"),
+        ("notes: 2024-13-45", "month must be in"),
+        ("model: " + "[" * 3000, "nested too deeply"),
+        ("model: &a [*a]", "refers to its own parts"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "\n".join(
+                f"{c}: &{c} [{', '.join(['*' + before] * 9)}]"
+                for before, c in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "refers to its own parts",
+        ),
+    ],
+)
+def test_yaml_that_is_made_to_hurt_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_recipe(file)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_huge_value_is_shown_in_part(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"model: [{'x' * 100_000}]")
+    with pytest.raises(RecipeError, match="model is") as caught:
+        load_recipe(file)
+    assert len(str(caught.value)) < 2000

@@ -11,11 +11,11 @@ from PIL import Image
 from polysem.data.dataset import ImageData
 from polysem.errors import DataError, ImageError
 from polysem.models.transform import Transform
+from polysem.processes import Processes, processes
 from polysem.train import images
 from polysem.train.hold import hold
 from polysem.train.images import LabelledImages
 from polysem.train.order import Part, epoch_order, parts
-from polysem.train.processes import Processes, processes
 from polysem.train.recipe import Recipe
 from polysem.train.stream import RandomCrop, StreamedImages
 

@@ -147,7 +147,8 @@ def _said(row: dict[Any, Any], column: str) -> str:
 def _surest(table: pd.DataFrame) -> list[dict[str, str]]:
     """Return the differences that are found, the largest first; a few."""
     size = table["delta"].abs().fillna(_relative(table)["relative"].abs())
-    found = table[table["q"] <= _RATE].assign(size=size).sort_values("size", ascending=False)
+    sized = table.assign(size=size)  # before any row goes: assigned to no row, it brings its own
+    found = sized[sized["q"] <= _RATE].sort_values("size", ascending=False)
     return [
         {
             "measure": row["measure"].replace("_", " "),

@@ -169,11 +169,15 @@ def scores_of(run: Run, faces: pd.DataFrame) -> list[Score]:
 
 
 def missing_tables(run: Run) -> list[Missing]:
-    """Return which tables of faces the run does not hold, and what would add them."""
+    """Return which tables of faces the run does not hold, and what would add them.
+
+    Concepts are only missed where the data say which ones their images show.
+    """
+    possible = set(_TABLES) - ({"concepts"} if not has_table(run, "shown") else set())
     return [
         Missing(what, command.format(run=run.path))
         for table, (_, command, what) in _TABLES.items()
-        if not has_table(run, table)
+        if table in possible and not has_table(run, table)
     ]
 
 

@@ -12,12 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from polysem.report.cluster_map import cluster_map
-from polysem.report.comparison_page import escaped, markdown_table
 from polysem.report.exemplars import Images
 from polysem.report.figures import contact_sheet
 from polysem.report.head_curves import drop_curves
 from polysem.report.head_graph import interaction_graph
 from polysem.report.head_maps import importance_map, interaction_matrix
+from polysem.report.markdown import escaped, markdown_table
 from polysem.report.overview import run_overview
 from polysem.report.page import number, save
 from polysem.report.site.extras import Whole, shrunk_picture

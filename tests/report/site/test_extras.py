@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from PIL import Image
 from site_extras import (
@@ -66,6 +67,16 @@ def test_forests_show_effects_with_intervals_and_which_are_sure(site: Path) -> N
     assert EVIL not in json.dumps(units)  # plotly reads tags in labels
     (networks,) = (f for name, f in drawn.items() if name.endswith("-networks"))
     assert networks["data"][0]["x"] == [0.25]  # a missing difference is no dot
+
+
+def test_a_comparison_in_which_nothing_is_sure_says_so(tmp_path: Path) -> None:
+    folder = comparison_folder(tmp_path / "cmp")
+    table = pd.read_parquet(folder / "comparison.parquet")
+    table.assign(q=1.0).to_parquet(folder / "comparison.parquet")
+    run = bare_run(tmp_path / "run")
+    page = write_site([run], [picture], tmp_path / "site", extras=[folder]).parent
+    said = (page / "comparison.html").read_text()
+    assert "Nothing differs at a false discovery rate of 5 %" in said
 
 
 def test_evolution_has_a_line_for_each_site_and_leaves_out_what_is_not_there(site: Path) -> None:

@@ -1,15 +1,16 @@
-"""One process or many: what `accelerate` needs to know, and what the loop asks of it.
+"""One process or many: what `accelerate` needs to know, and what is asked of it.
 
-Started by ``accelerate launch`` (or torchrun) a training finds its companions by itself; started
-plainly it runs alone, on the device it was given.
+Started by ``accelerate launch`` (or torchrun) long work finds its companions by itself; started
+plainly it runs alone, on the device it was given. (A probe needs no `accelerate`: its processes
+meet on the disk, see `polysem.store.journal`.)
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,15 +18,16 @@ from accelerate.state import AcceleratorState, GradientState, is_initialized
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from polysem.device import choose_device
-from polysem.errors import SpecError
+from polysem.device import own_device
 
-__all__ = ["Processes", "is_first_process", "processes"]
+__all__ = ["Processes", "processes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a training, seen from one of them.
+    """The processes of one piece of work, seen from one of them.
 
     Attributes
     ----------
@@ -39,7 +41,7 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """How many processes train together."""
+        """How many processes work together."""
         return int(self.accelerator.num_processes)
 
     @property
@@ -83,11 +85,11 @@ class Processes:
         joined: Tensor = self.accelerator.gather(rows)
         return joined
 
-    def collect(self, value: Tensor) -> list[Tensor]:
-        """Return one tensor of each process, on the CPU."""
+    def collect(self, value: T) -> list[T]:
+        """Return what each process gives, in their order; tensors have to be on the CPU."""
         if self.count == 1:
             return [value]
-        collected: list[Tensor] = gather_object([value])
+        collected: list[T] = gather_object([value])
         return collected
 
     def wait(self) -> None:
@@ -103,7 +105,7 @@ def processes(device: str) -> Iterator[Processes]:
     Parameters
     ----------
     device : str
-        As for `choose_device`. Of several processes on GPUs each takes its own, so that one
+        As for `own_device`. Of several processes on GPUs each takes its own, so that one
         cannot be named.
 
     Raises
@@ -111,20 +113,12 @@ def processes(device: str) -> Iterator[Processes]:
     SpecError
         If there is no such device, or one was named where each process has its own.
     """
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    if not alone and ":" in device:
-        raise SpecError(f"each process takes a GPU of its own: give cuda or auto, not {device!r}")
-    chosen = choose_device(device)
+    chosen = own_device(device)
     already = is_initialized()
     accelerator = Accelerator(cpu=chosen.type == "cpu", mixed_precision="no")
     try:
-        yield Processes(chosen if alone else accelerator.device, accelerator)
+        yield Processes(chosen, accelerator)
     finally:
         if not already:  # the next training may choose another device
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
-
-
-def is_first_process() -> bool:
-    """Return whether this process is the one that prints, before it has met the others."""
-    return os.environ.get("RANK", "0") == "0"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_run import Activations, PlainSource, random_activations
 from evolved import write_series

@@ -44,7 +44,8 @@ def arms_of(
     else:
         arms = [Arm(run.path.resolve().name, (run,)) for run in map(_opened, given)]
     if len(arms) < 2:
-        raise SpecError(f"{len(arms)} arm cannot be compared; name at least two runs or groups")
+        given_is = "one arm is" if arms else "nothing is"
+        raise SpecError(f"{given_is} named; a comparison takes at least two runs or groups")
     for arm in arms:
         if not arm.runs:
             raise SpecError(f"arm {arm.name!r} has no run")

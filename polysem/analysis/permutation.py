@@ -98,7 +98,7 @@ def _shuffles(n_units: int, n_first: int) -> npt.NDArray[np.bool_]:
 def paired(differences: Floats, *, seed: int = 0) -> tuple[Estimate, float]:
     """Return the mean of differences [image] of two arms on the same images, and its p-value.
 
-    By random signs: exact if the arms could be swapped image by image. NaN if all are 0.
+    By random signs: exact if the arms could be swapped image by image. 1 if all are 0.
     """
     n = len(differences)
     rng = np.random.default_rng(seed)

@@ -90,7 +90,7 @@ def describe_neurons(
     images_of = str(opened.manifest["data"]["name"])
     words = load_vocabulary(concepts or default_vocabulary(images_of))
     towers = load_clip(clip or default_clip(images_of), device=device)
-    for note in (*words.notes, misfit(towers, images_of)):
+    for note in (*words.notes, misfit(towers, images_of), _alone(len(words), method)):
         if note:
             print(f"note: {note}")
     names = describe(
@@ -101,16 +101,29 @@ def describe_neurons(
     best = names.labels[names.labels["rank"] == 1]
     shown = best[best["named"]].sort_values("auroc", ascending=False)
     columns = ["site", "unit", "tail", "concept", "p_value", "auroc", "rank_correlation"]
-    print_table(shown[columns].head(15), title="Named units that their names predict best")
+    if not shown.empty:
+        print_table(shown[columns].head(15), title="Named units that their names predict best")
     print(
         f"{len(shown):,} of {len(best):,} units (each tail by itself) have a fitting name among "
-        f"{len(words):,} concepts, at a false discovery rate of {rate:g}"
+        f"{len(words):,} concept{'s' * (len(words) != 1)}, at a false discovery rate of {rate:g}"
     )
+    if shown.empty and len(best) > rate * (draws + 1):
+        print(
+            f"note: {draws:,} draws give no p below {1 / (draws + 1):.2g}, too much for a single "
+            f"one of {len(best):,} units; more --draws can tell"
+        )
     _tell_of_parts(names, rate)
     for file in _write(opened, names):
         print(f"wrote {file}")
     if sheets is not None:
         _draw(opened, shown, sheets, data)
+
+
+def _alone(n_concepts: int, method: str) -> str | None:
+    """Return a sentence if a method has nothing to tell a concept from."""
+    if n_concepts > 1 or method not in ("soft-wpmi", "wpmi"):
+        return None
+    return f"{method} weighs concepts against each other and cannot name any unit by a single one"
 
 
 def _tell_of_parts(names: Names, rate: float) -> None:
@@ -121,15 +134,15 @@ def _tell_of_parts(names: Names, rate: float) -> None:
         first = names.facets[names.facets["rank"] == 1]
         several = phrases(names.facets)
         several = several[several["facets"] > 1].sort_values("facets", ascending=False)
-        print_table(several.head(15), title="Units that answer to several things")
+        if not several.empty:
+            print_table(several.head(15), title="Units that answer to several things")
         print(f"{int(first['named'].sum()):,} of {len(first):,} facets have a fitting name")
     if names.heads is not None:
         first = names.heads[names.heads["rank"] == 1]
         columns = ["layer", "head", "by", "concept", "p_value", "auroc"]
-        print_table(
-            first[first["named"]].sort_values("auroc", ascending=False)[columns].head(15),
-            title="Named heads",
-        )
+        shown = first[first["named"]].sort_values("auroc", ascending=False)
+        if not shown.empty:
+            print_table(shown[columns].head(15), title="Named heads")
         print(f"{int(first['named'].sum()):,} of {len(first):,} heads have a fitting name")
 
 

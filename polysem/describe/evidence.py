@@ -71,9 +71,9 @@ def null_scores(
 
 
 def _distinct(n_images: int, n_draws: int, n_ranks: int, generator: torch.Generator) -> Tensor:
-    """Return different images for the ranks of each draw [draw, rank]."""
+    """Return different images for the ranks of each draw [draw, rank], -1 where there are none."""
     rows = [torch.randperm(n_images, generator=generator)[:n_ranks] for _ in range(n_draws)]
-    return torch.stack(rows)
+    return torch.nn.functional.pad(torch.stack(rows), (0, max(0, n_ranks - n_images)), value=-1)
 
 
 def p_values(scores: npt.ArrayLike, null: npt.ArrayLike) -> Floats:

@@ -97,7 +97,7 @@ def rank_reorder(
     ----------
     Oikarinen and Weng 2023, CLIP-Dissect, arXiv 2204.10965; its shuffles have no seed, ours do.
     """
-    n_top = max(2, int(top_share * len(activations)))
+    n_top = min(max(2, int(top_share * len(activations))), len(activations))
     known = _known(activations)
     top = known.sort(dim=0, descending=True, stable=True)
     values, images = top.values[:n_top].T, top.indices[:n_top].T  # [unit, rank]

@@ -73,6 +73,8 @@ def circuit_targets(
 def _of_unit(
     run: Run, loaded: LoadedModel, text: str, facet: int | None, limit: int
 ) -> list[CircuitTarget]:
+    if ":" not in text:
+        raise SpecError(f"{text!r} is not site:unit, such as hook_pooled:0")
     target = parse_target(text, loaded.model, classes=())
     if target.site is None or target.pool is not None or target.position is not None:
         raise SpecError(

@@ -8,10 +8,10 @@ strongest faces of each site and edges between them are kept, and what these lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,35 +22,18 @@ from torch import Tensor
 from polysem.data.dataset import ImageData
 from polysem.errors import NonFiniteError, RunError, SpecError
 from polysem.explain.circuit_targets import CircuitTarget, circuit_targets
-from polysem.explain.cuts import (
-    CLASS,
-    IMAGE,
-    Cut,
-    Norms,
-    by_face,
-    cut,
-    gradients,
-    parts,
-    prepared,
-    signed_sites,
-)
-from polysem.explain.run_exemplars import Exemplars, is_bcos, open_again, pointed
+from polysem.explain.cuts import CLASS, Norms
+from polysem.explain.flow import Face, Flow, Into
+from polysem.explain.run_exemplars import Exemplars, open_again
 from polysem.explain.target import sites_of
-from polysem.explain.tracing import method_of, shown, traced_sites
+from polysem.explain.tracing import method_of, traced_sites
 from polysem.models.load import LoadedModel
 from polysem.progress import progress_bar
-from polysem.sites import parse_site
 from polysem.store.run import Run
 
 __all__ = ["Circuit", "circuits"]
 
 _TAILS = ("upper", "lower")
-
-#: A node: site, tail and unit.
-Face: TypeAlias = tuple[str, str, int]
-
-#: Exemplars of one pass, and of one backward pass over several faces.
-_AT_A_TIME = {"cpu": (16, 64), "cuda": (128, 1024)}
 
 
 @dataclass(frozen=True)
@@ -166,176 +149,69 @@ def circuits(
     found = []
     with progress_bar(unit="exemplars", show=progress) as move:
         for target in targets:
-            flow = _Flow(loaded, source, before, order, norms)
-            found.append(flow.circuit(target, nodes, keep, move))
+            flow = Flow(loaded, source, before, order, norms)
+            found.append(_circuit(flow, target, nodes, keep, move))
     return found
 
 
-@dataclass
-class _Into:
-    """What flows into one node, its sums over exemplars: of each face by site, and the image."""
+def _circuit(
+    flow: Flow,
+    target: CircuitTarget,
+    n_nodes: int,
+    n_edges: int,
+    move: Callable[[str, int, int], None],
+) -> Circuit:
+    """Return the circuit of a target.
 
-    units: dict[str, Tensor] = field(default_factory=dict)
-    image: float = 0.0
-
-    def add(self, units: Mapping[str, Tensor], image: Tensor, weight: Tensor) -> None:
-        """Add some exemplars: [image, tail, unit] by site and [image], weighted [image]."""
-        for site, part in units.items():
-            some = torch.einsum("i,itu->tu", weight, part).double().cpu()
-            self.units[site] = self.units[site] + some if site in self.units else some
-        self.image += float((weight * image).sum())
-
-
-class _Flow:
-    """How the firing of one target flows back through a network that is cut."""
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        source: ImageData,
-        sites: Sequence[str],
-        order: Sequence[str],
-        norms: Norms,
-    ) -> None:
-        self.loaded, self.source, self.sites, self.order = loaded, source, sites, order
-        self.signed = signed_sites(loaded.model, sites)
-        self.norms, self.bcos = norms, is_bcos(loaded)
-        like = next(loaded.model.parameters())
-        self.n_images, self.n_rows = _AT_A_TIME.get(like.device.type, (16, 64))
-
-    def circuit(
-        self,
-        target: CircuitTarget,
-        n_nodes: int,
-        n_edges: int,
-        move: Callable[[str, int, int], None],
-    ) -> Circuit:
-        """Return the circuit of a target.
-
-        Raises
-        ------
-        RunError
-            If the target does not fire.
-        NonFiniteError
-            If what flows is not finite.
-        """
-        values = {site: self._values(site, each) for site, each in target.exemplars.items()}
-        weights = _weights(target.exemplars, values)
-        if not any(weight.any() for weight in weights.values()):
-            raise RunError(
-                f"{target.title} is not above 0 where its exemplars peak, so there is no firing to "
-                "share out"
-            )
-        total = 2 * sum(len(each.image) for each in target.exemplars.values())
-        done = 0
-        end = _Into()
-        through: dict[str, Tensor] = {}
-        for site, each in target.exemplars.items():
-            for passed, ones, weight in self._batches(site, each, weights[site]):
-                inner = self._back(passed, site, ones, weight, end)
-                for s, flow in self._through(passed, inner).items():
-                    some = torch.einsum("i,itu->tu", weight, flow).double().cpu()
-                    through[s] = through[s] + some if s in through else some
-                done += len(weight)
-                move(target.title, done, total)
-        if not all(bool(flow.isfinite().all()) for flow in through.values()):
-            raise NonFiniteError(
-                f"what feeds {target.title} holds NaN or infinite values: the weights are at fault"
-            )
-        faces = _strongest(through, n_nodes)
-        into = {face: _Into() for face in faces}
-        for site, each in target.exemplars.items():
-            for passed, ones, weight in self._batches(site, each, weights[site]):
-                inner = self._back(passed, site, ones, weight, None)
-                for s in inner:
-                    self._expand(passed, s, inner[s], [f for f in faces if f[0] == s], into, weight)
-                done += len(weight)
-                move(target.title, done, total)
-        nodes, edges = _graph(target, self.sites, faces, through, into, end, n_edges)
-        last = nodes.iloc[-1]
-        facts = {
-            "method": method_of(self.loaded, self.norms),
-            "exemplars": sum(len(each.image) for each in target.exemplars.values()),
-            "value": float(np.mean(np.concatenate(list(values.values())))),
-            "sites": list(self.sites),
-            **{what: float(last[what]) for what in ("kept", "others", "image", "rest")},
-        }
-        return Circuit(target.name, target.title, facts, nodes, edges)
-
-    def _values(self, site: str, each: Exemplars) -> npt.NDArray[np.float64]:
-        """Return how strongly each exemplar fires [row]."""
-        found = np.zeros(len(each.image))
-        at = 0
-        for passed, ones, weight in self._batches(site, each, np.ones(len(each.image))):
-            value = (passed.arrived[site].detach() * ones[0]).flatten(1).sum(1)
-            found[at : at + len(weight)] = value.cpu().numpy()
-            at += len(weight)
-        return found
-
-    def _batches(
-        self, site: str, each: Exemplars, weights: npt.NDArray[np.float64]
-    ) -> Iterator[tuple[Cut, Tensor, Tensor]]:
-        """Yield networks cut, what points at the exemplars [1, image, …], and weights [image]."""
-        read = [] if site in (*self.sites, CLASS) else [site]
-        for start in range(0, len(each.image), self.n_images):
-            rows = np.arange(start, min(start + self.n_images, len(each.image)))
-            with prepared(self.loaded.model, bcos=self.bcos, norms=self.norms):
-                x = shown(self.loaded, self.source, [int(i) for i in each.image[rows]])
-                passed = cut(self.loaded.model, x, self.sites, read=read)
-                arrived, mine = passed.arrived[site], [rows[k : k + 1] for k in range(len(rows))]
-                pointing = pointed(each, mine, arrived, passed.n_prefix_tokens, len(rows))
-                _, _, ones = next(pointing)
-                yield passed, ones, torch.from_numpy(weights[rows]).to(x)
-
-    def _back(
-        self, passed: Cut, site: str, ones: Tensor, weight: Tensor, end: _Into | None
-    ) -> dict[str, Tensor]:
-        """Return the target's gradient at each site before it, the last first; count its edges."""
-        found = gradients(passed, site, ones)
-        if end is not None:
-            units, image = parts(passed, found, self.signed)
-            end.add({s: part[0] for s, part in units.items()}, image[0], weight)
-        inner = {s: found[s][0] for s in reversed(passed.before(site)) if s != IMAGE}
-        for s in inner:
-            for start, more in gradients(passed, s, inner[s][None]).items():
-                if start != IMAGE:
-                    inner[start] = inner[start] + more[0]
-        return inner
-
-    def _through(self, passed: Cut, inner: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what each face passes on towards the target [image, tail, unit], by site."""
-        return {
-            s: by_face(
-                (gradient * passed.constants[s].detach())[None], passed.constants[s].detach(), s,
-                signed=self.signed[s],
-            )[0]
-            for s, gradient in inner.items()
-        }  # fmt: skip
-
-    def _expand(
-        self,
-        passed: Cut,
-        site: str,
-        gradient: Tensor,
-        faces: Sequence[Face],
-        into: Mapping[Face, _Into],
-        weight: Tensor,
-    ) -> None:
-        """Share out what some faces of a site pass on, among those before."""
-        axis = parse_site(site).dims.index(parse_site(site).unit_dim)
-        size = max(1, self.n_rows // len(weight))
-        for start in range(0, len(faces), size):
-            some = faces[start : start + size]
-            asked = gradient.new_zeros(len(some), *gradient.shape)
-            for k, (_, tail, unit) in enumerate(some):
-                one = gradient.select(axis, unit)
-                if self.signed[site]:
-                    above = passed.constants[site].detach().select(axis, unit) > 0
-                    one = torch.where(above if tail == "upper" else ~above, one, 0)
-                asked[k].select(axis, unit).copy_(one)
-            units, image = parts(passed, gradients(passed, site, asked), self.signed)
-            for k, face in enumerate(some):
-                into[face].add({s: part[k] for s, part in units.items()}, image[k], weight)
+    Raises
+    ------
+    RunError
+        If the target does not fire.
+    NonFiniteError
+        If what flows is not finite.
+    """
+    values = {site: flow.values(site, each) for site, each in target.exemplars.items()}
+    weights = _weights(target.exemplars, values)
+    if not any(weight.any() for weight in weights.values()):
+        raise RunError(
+            f"{target.title} is not above 0 where its exemplars peak, so there is no firing to "
+            "share out"
+        )
+    total = 2 * sum(len(each.image) for each in target.exemplars.values())
+    done = 0
+    end = Into()
+    through: dict[str, Tensor] = {}
+    for site, each in target.exemplars.items():
+        for passed, ones, weight in flow.batches(site, each, weights[site]):
+            inner = flow.back(passed, site, ones, weight, end)
+            for s, passing in flow.through(passed, inner).items():
+                some = torch.einsum("i,itu->tu", weight, passing).double().cpu()
+                through[s] = through[s] + some if s in through else some
+            done += len(weight)
+            move(target.title, done, total)
+    if not all(bool(passed_on.isfinite().all()) for passed_on in through.values()):
+        raise NonFiniteError(
+            f"what feeds {target.title} holds NaN or infinite values: the weights are at fault"
+        )
+    faces = _strongest(through, n_nodes)
+    into = {face: Into() for face in faces}
+    for site, each in target.exemplars.items():
+        for passed, ones, weight in flow.batches(site, each, weights[site]):
+            inner = flow.back(passed, site, ones, weight, None)
+            for s in inner:
+                flow.expand(passed, s, inner[s], [f for f in faces if f[0] == s], into, weight)
+            done += len(weight)
+            move(target.title, done, total)
+    nodes, edges = _graph(target, flow.sites, faces, through, into, end, n_edges)
+    last = nodes.iloc[-1]
+    facts = {
+        "method": method_of(flow.loaded, flow.norms),
+        "exemplars": sum(len(each.image) for each in target.exemplars.values()),
+        "value": float(np.mean(np.concatenate(list(values.values())))),
+        "sites": list(flow.sites),
+        **{what: float(last[what]) for what in ("kept", "others", "image", "rest")},
+    }
+    return Circuit(target.name, target.title, facts, nodes, edges)
 
 
 def _weights(
@@ -371,8 +247,8 @@ def _graph(
     sites: Sequence[str],
     faces: Sequence[Face],
     through: Mapping[str, Tensor],
-    into: Mapping[Face, _Into],
-    end: _Into,
+    into: Mapping[Face, Into],
+    end: Into,
     n_edges: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return nodes, in network order and the target last, and the edges between them.

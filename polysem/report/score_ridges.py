@@ -108,8 +108,9 @@ def _range(values: pd.Series[float]) -> tuple[float, float]:
     known = values.to_numpy(dtype=float)
     known = known[np.isfinite(known)]
     low, high = np.quantile(known, (0.005, 0.995))
-    reach = max(high - low, 1e-6 * max(1.0, abs(high)))
-    return low - 0.06 * reach, high + 0.06 * reach
+    # scores that are all but alike are a line at their value, not a ridge of rounding
+    spare = 0.06 * (high - low) if high - low > 1e-3 * abs(high) else 0.1 * max(abs(high), 1e-3)
+    return low - spare, high + spare
 
 
 def _draw(

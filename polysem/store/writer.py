@@ -222,7 +222,7 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 _REFUSALS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EFBIG, errno.EIO,
-    errno.ENAMETOOLONG, errno.ESTALE,
+    errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ESTALE,
 )  # fmt: skip
 
 

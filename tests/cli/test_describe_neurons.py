@@ -85,6 +85,19 @@ def test_what_cannot_be_done_is_said_and_the_older_table_stays(
     assert (run / "tables" / "labels.parquet").read_bytes() == kept
 
 
+def test_what_cannot_name_a_unit_is_said(
+    run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.txt").write_text("circle\n")
+    words = ("describe-neurons", run, "--clip", clip, "--draws", 10, "--seen", "images")
+    code, out, err = polysem(capsys, *words, "--concepts", tmp_path / "one.txt")
+    assert (code, err) == (0, "")
+    assert "note: soft-wpmi weighs concepts against each other" in out
+    assert "have a fitting name among 1 concept," in out
+    assert "note: 10 draws give no p below 0.091" in out
+    assert "Named units" not in out
+
+
 def test_crops_facets_heads_and_sheets_in_one_command(
     tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,18 @@ def test_one_concept_is_a_vocabulary(run: Run) -> None:
     assert set(table["rank"]) == {1}
 
 
+@pytest.mark.parametrize("n_images", [1, 2, 5])
+def test_fewer_images_than_the_probe_ranks_are_named(tmp_path: Path, n_images: int) -> None:
+    values = np.random.default_rng(0).normal(size=(n_images, 3, 1, 1))
+    source = PlainSource("drawn", [f"image {i}" for i in range(n_images)])
+    run = write_run(tmp_path / "run", source, {SITE: Activations(values)}, ranks=8)
+    for method in METHODS:
+        table = label_units(
+            run, Pictures(IMAGES[:n_images]), TEXTS, CONCEPTS, method=method, n_draws=9
+        )
+        assert not table["named"].any()  # so few images can show nothing
+
+
 def test_what_does_not_belong_together_is_refused(run: Run) -> None:
     with pytest.raises(SpecError, match=r"no method 'soft-wpm'; did you mean 'soft-wpmi'"):
         label_units(run, Pictures(IMAGES), TEXTS, CONCEPTS, method="soft-wpm")

@@ -149,7 +149,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"unit": f"{B1}:5", "of_class": 1}, "leads to one thing"),
     ({"unit": f"{B1}:99"}, "has no unit 99"),
     ({"unit": "blocks.1.mlp.hook_pots:1"}, r"no site .* did you mean"),
-    ({"unit": "a"}, "there is no class 'a'"),
+    ({"unit": "a"}, "'a' is not site:unit, such as"),
     ({"unit": f"{B1}:5:lower"}, "fire in one direction"),
     ({"unit": f"{B1}:5:mean"}, "is not site:unit"),
     ({"unit": f"{B1}:5", "facet": 7}, "has no facet 7"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_run import Activations, PlainSource, random_activations
 from evolved import write_series
@@ -13,7 +14,7 @@ from polysem.errors import SpecError
 from polysem.report.evolution_maps import evolution_maps
 from polysem.report.evolution_pictures import draw_evolution
 from polysem.report.label_flow import label_flow
-from polysem.report.score_ridges import score_ridges
+from polysem.report.score_ridges import _range, score_ridges
 from polysem.report.unit_strip import clear_units, unit_strip
 from polysem.store.evolution import Evolution
 
@@ -111,3 +112,9 @@ def test_all_pictures_are_written_and_an_old_one_of_labels_goes(
     draw_evolution(unlabelled, picture, clear_units(unlabelled))
     assert not (tmp_path / "b" / "pictures" / "labels.png").exists()
     assert "no site has 20 living faces of units" in check_legible(score_ridges(unlabelled))
+
+
+def test_scores_that_are_all_alike_have_an_axis_without_offset() -> None:
+    low, high = _range(pd.Series([1.0, 1.0 + 1e-9, float("nan")]))
+    assert low == pytest.approx(0.9) and high == pytest.approx(1.1)
+    assert _range(pd.Series([0.0, 0.0]))[0] < 0 < _range(pd.Series([0.0, 0.0]))[1]

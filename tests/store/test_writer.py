@@ -168,3 +168,11 @@ def test_names_in_any_script_are_kept(tmp_path: Path) -> None:
     assert "日本" in (tmp_path / "run" / "manifest.json").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "run" / "manifest.json").read_bytes())["classes"] == ["日本"]
     assert Run.open(tmp_path / "run").images["key"][0] == "日本/naïve.png"
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    with pytest.raises(RunError, match="gone/run cannot be written"):
+        write(tmp_path / "gone" / "run")
+    with pytest.raises(RunError, match="cannot be written: No such file"), disk_errors(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")

@@ -49,6 +49,7 @@ from polysem.store.run import Run
 PACKAGE = Path(polysem.__file__).parent
 
 SOURCES = {
+    "cli/bench/planted_names.py": "run_with_cache",
     "models/taps.py": "run_with_cache",
     "models/cnn_taps.py": "run_with_cache",
     "models/hooked.py": "run_with_cache",

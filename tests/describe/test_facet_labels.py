@@ -115,7 +115,7 @@ def test_facets_of_random_exemplars_are_named_as_often_as_chance_has_it(method: 
         METHODS[method],
         view,
         np.full(400, 16),
-        n_ranks=RANKS,
+        n_ranks=exemplars.shape[1],
         most=5,
         n_draws=1000,
         chunk=256,

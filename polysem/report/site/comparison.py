@@ -94,7 +94,7 @@ def _forest(rows: pd.DataFrame, column: str) -> dict[str, Any]:
             mine[f"{column}{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high")
         )
         y = np.array([names.index(name) for name in mine["measure"].str.replace("_", " ")])
-        sure = mine["q"].to_numpy(dtype=float) <= _RATE
+        sure = _is_sure(mine, column).to_numpy()
         colour = _COLOURS[k % len(_COLOURS)]
         traces.append({
             "type": "scatter", "mode": "markers", "name": f"{_plain(arm)} − {_plain(other)}",
@@ -126,6 +126,15 @@ def _forest(rows: pd.DataFrame, column: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _is_sure(rows: pd.DataFrame, column: str) -> pd.Series[bool]:
+    """Return which effects differ from 0 by their interval, and by the test where there is one.
+
+    A test that takes layers as they are can be sure where layers differ in both directions.
+    """
+    excludes = (rows[f"{column}_low"] > 0) | (rows[f"{column}_high"] < 0)
+    return excludes & ~(rows["q"] > _RATE)
+
+
 def _plain(text: str) -> str:
     """Return text that plotly, which reads a few HTML tags in labels, shows as it is.
 
@@ -148,7 +157,7 @@ def _surest(table: pd.DataFrame) -> list[dict[str, str]]:
     """Return the differences that are found, the largest first; a few."""
     size = table["delta"].abs().fillna(_relative(table)["relative"].abs())
     sized = table.assign(size=size)  # before any row goes: assigned to no row, it brings its own
-    found = sized[sized["q"] <= _RATE].sort_values("size", ascending=False)
+    found = sized[_is_sure(sized, "difference")].sort_values("size", ascending=False)
     return [
         {
             "measure": row["measure"].replace("_", " "),

@@ -118,7 +118,7 @@ def _with_older(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """Return the rows with those of other tasks that an earlier call has measured, in order."""
     if file.is_file():
         older = pd.read_csv(file, keep_default_na=True)
-        older["problem"] = older["problem"].fillna("")
+        older["problem"] = older["problem"].astype(object).fillna("")
         table = pd.concat([older[~older["task"].isin(table["task"])], table])
     order = list(dict.fromkeys(row.task for row in ROWS))
     return table.sort_values("task", key=lambda tasks: tasks.map(order.index), kind="stable")

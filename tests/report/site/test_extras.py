@@ -21,6 +21,7 @@ from site_extras import (
 from site_run import EVIL, bare_run, picture
 
 from polysem.errors import RunError
+from polysem.report.site.comparison import _is_sure
 from polysem.report.site.extras import kind_of_folder, open_extra, shrunk_picture
 from polysem.report.site.write import write_site
 
@@ -67,6 +68,15 @@ def test_forests_show_effects_with_intervals_and_which_are_sure(site: Path) -> N
     assert EVIL not in json.dumps(units)  # plotly reads tags in labels
     (networks,) = (f for name, f in drawn.items() if name.endswith("-networks"))
     assert networks["data"][0]["x"] == [0.25]  # a missing difference is no dot
+
+
+def test_effects_are_sure_by_interval_and_by_test_where_there_is_one() -> None:
+    rows = pd.DataFrame({
+        "delta_low": [0.1, -0.3, -0.1, 0.1, float("nan")],
+        "delta_high": [0.3, -0.1, 0.1, 0.3, float("nan")],
+        "q": [0.01, float("nan"), 0.01, 0.2, 0.01],
+    })  # fmt: skip
+    assert _is_sure(rows, "delta").tolist() == [True, True, False, False, False]
 
 
 def test_a_comparison_in_which_nothing_is_sure_says_so(tmp_path: Path) -> None:

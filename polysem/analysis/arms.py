@@ -165,6 +165,11 @@ def what_to_know(arms: Sequence[Arm], tables: Sequence[str]) -> list[str]:
             "runs were embedded by different encoders, so that ms, clarity, redundancy, "
             "excess_rank and facets do not compare; ms_above_chance does, with care"
         )
+    if "labels" in tables:
+        named_by = [run.table("labels").attrs.get("made_by") or {} for run in runs]
+        for what in ("clip", "vocabulary"):
+            if len({made_by.get(what) for made_by in named_by}) > 1:
+                notes.append(f"units were named with different {what}, on which names depend")
     for option in ("top_k", "pooled", "sample"):
         if len({run.manifest["options"].get(option) for run in runs}) > 1:
             notes.append(f"runs were probed with different {option}, which scores depend on")

@@ -152,11 +152,14 @@ def describe_neurons(
             )  # fmt: skip
         if heads:
             by_head = label_heads(opened, pictures, texts, words.concepts, **asked)
-    add_table(opened, "labels", units, meanings=LABELS)
-    if by_facet is not None:
-        add_table(opened, "facet_labels", by_facet, meanings=FACET_LABELS)
-    if by_head is not None:
-        add_table(opened, "head_labels", by_head, meanings=HEAD_LABELS)
+    made_by = {"clip": towers.spec, "vocabulary": words.name}
+    for name, table, meanings in (
+        ("labels", units, LABELS),
+        ("facet_labels", by_facet, FACET_LABELS),
+        ("head_labels", by_head, HEAD_LABELS),
+    ):
+        if table is not None:
+            add_table(opened, name, table, meanings=meanings, made_by=made_by)
     return Names(units, by_facet, by_head)
 
 

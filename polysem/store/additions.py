@@ -18,7 +18,14 @@ from polysem.store.writer import disk_errors
 __all__ = ["add_arrays", "add_table"]
 
 
-def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str, str]) -> Path:
+def add_table(
+    run: Run,
+    name: str,
+    table: pd.DataFrame,
+    *,
+    meanings: Mapping[str, str],
+    made_by: Mapping[str, str] | None = None,
+) -> Path:
     """Write ``tables/<name>.parquet`` into a run, in place of an older one of that name.
 
     Parameters
@@ -30,6 +37,9 @@ def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str
     meanings : mapping
         What each column holds, with unit, range and source; kept in the file, and given back by
         ``run.table(name).attrs["columns"]``.
+    made_by : mapping, optional
+        What else the table rests on, such as a model's name; given back by
+        ``run.table(name).attrs["made_by"]``.
 
     Raises
     ------
@@ -44,6 +54,8 @@ def add_table(run: Run, name: str, table: pd.DataFrame, *, meanings: Mapping[str
     file = run.path / "tables" / f"{name}.parquet"
     kept = table.copy(deep=False)
     kept.attrs = {"columns": dict(meanings)}
+    if made_by:
+        kept.attrs["made_by"] = dict(made_by)
     _require_inside(run, file)
     with disk_errors(run.path):
         file.parent.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from drawn_run import Activations, PlainSource, write_run
 from studied_run import studied_run, study_arrays
 
 import polysem
+from polysem.analysis.arms import arms_of, what_to_know
 from polysem.analysis.coadaptation import add_head_tables, compare_heads
 from polysem.analysis.comparison import MEANINGS, compare_runs
 from polysem.analysis.effects import cliffs_delta
@@ -128,6 +130,20 @@ def test_one_seed_is_one_network(arms: dict[str, list[Run]]) -> None:
         "image", "images", N
     )  # fmt: skip
     assert accuracy["difference_low"] < accuracy["difference"] < accuracy["difference_high"]
+
+
+def test_names_of_other_words_do_not_compare(arms: dict[str, list[Run]], tmp_path: Path) -> None:
+    runs = []
+    for arm, words in (("sparse", "shapes"), ("dense", "common")):
+        run = Run.open(shutil.copytree(arms[arm][0].path, tmp_path / arm))
+        made_by = {"clip": "ViT-B-32:openai", "vocabulary": words}
+        add_table(
+            run, "labels", pd.DataFrame({"unit": [0]}), meanings={"unit": "-"}, made_by=made_by
+        )
+        runs.append(run)
+    notes = what_to_know(arms_of(runs), ["labels"])
+    assert "units were named with different vocabulary, on which names depend" in notes
+    assert not any("different clip" in note for note in notes)
 
 
 def test_an_arm_against_many_is_not_about_training(arms: dict[str, list[Run]]) -> None:

@@ -54,6 +54,7 @@ def test_units_are_named_and_the_table_kept(
     table = Run.open(run).table("labels")
     assert list(table.columns) == list(LABELS)
     assert table.attrs["columns"] == LABELS
+    assert table.attrs["made_by"] == {"clip": str(clip), "vocabulary": "shapes"}
     assert set(table["site"]) == {"hook_pooled"}
     assert len(pd.read_csv(run / "tables" / "labels.csv")) == len(table)
     embedded = run / "clip_embeddings.zarr" / "embedding" / "zarr.json"

@@ -63,9 +63,21 @@ def commands(run: Run) -> list[str]:
     probe += "".join(f" --{switch}" for switch in _SWITCHES if options.get(switch))
     found = [f"{probe} --out {words['run']}"]
     found += [text.format(**words) for name, text in _COMMANDS.items() if has_table(run, name)]
+    found = [_with_names(run, command) for command in found]
     if (run.path / "contributions.zarr").is_dir():
         found.append(f"polysem explain --run {words['run']} --model {words['model']}")
     return found
+
+
+def _with_names(run: Run, command: str) -> str:
+    """Return the command that names units with the model and the words that were taken."""
+    if not command.startswith("polysem describe-neurons"):
+        return command
+    made_by = run.table("labels").attrs.get("made_by") or {}
+    if "clip" not in made_by:
+        return command
+    said = f"--clip {shlex.quote(made_by['clip'])} --concepts {shlex.quote(made_by['vocabulary'])}"
+    return command.replace("--clip MODEL", said)
 
 
 def _is_there(run: Run, formula: Formula) -> bool:

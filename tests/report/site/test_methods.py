@@ -11,6 +11,7 @@ from site_run import bare_run, full_run, picture
 from polysem.report.site.formulas import FORMULAS
 from polysem.report.site.methods import commands
 from polysem.report.site.write import write_site
+from polysem.store.additions import add_table
 from polysem.store.run import Run
 
 
@@ -40,3 +41,12 @@ def test_commands_can_be_pasted_into_a_shell(run: Run) -> None:
     assert found[0][found[0].index("--data") + 1] == "photos <b>"
     assert found[0][-1] == str(run.path)
     assert {words[1] for words in found} >= {"polysemanticity", "facets", "clusters", "heads"}
+
+
+def test_names_are_made_again_with_the_same_model_and_words(run: Run) -> None:
+    labels = run.table("labels")
+    meanings = dict.fromkeys(labels.columns, "drawn")
+    made_by = {"clip": "ViT-B-32:my file", "vocabulary": "common"}
+    add_table(run, "labels", labels, meanings=meanings, made_by=made_by)
+    (found,) = [shlex.split(line) for line in commands(run) if "describe-neurons" in line]
+    assert found[3:] == ["--clip", "ViT-B-32:my file", "--concepts", "common"]

@@ -105,7 +105,8 @@ def _column(text: str, path: Path) -> list[str]:
         return [row[place] if place < len(row) else "" for row in rows[1:]]
     if max(map(len, rows)) == 1:
         return [row[0] for row in rows]
-    raise DataError(f"{path} has no column {_COLUMN!r}; it has {', '.join(header)}")
+    columns = ", ".join(" ".join(cell.split())[:40] for cell in header[:12])
+    raise DataError(f"{path} has no column {_COLUMN!r}; it has {columns}")
 
 
 def _each_once(lines: list[str]) -> tuple[list[str], list[str]]:

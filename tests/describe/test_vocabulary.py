@@ -73,3 +73,11 @@ def test_bad_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
         load_vocabulary("comon")
     with pytest.raises(MissingError, match="lists that ship: common, dermatology, shapes"):
         load_vocabulary(tmp_path)
+
+
+def test_columns_that_are_no_words_are_told_on_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "words.csv"
+    file.write_text('a,"b\nc"\n1,2\n', encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        load_vocabulary(file)
+    assert str(caught.value).endswith("has no column 'concept'; it has a, b c")

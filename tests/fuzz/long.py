@@ -1,6 +1,6 @@
 """Spoil every kind of file that polysem reads, many times over, and count what comes of it.
 
-    PYTHONPATH=.:tests python tests/fuzz/long.py --trials 2000 --out /tmp/fuzz
+    PYTHONPATH=.:tests python tests/fuzz/long.py --trials 2000 --out runs/fuzz
 
 Each target runs in a process of its own with a limit on memory. Writes table.csv (target, trials,
 clean_errors, accepted, tracebacks, code_run, writes_outside, slowest_s, peak_mb) and faults.csv

@@ -119,7 +119,8 @@ def _with_older(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     if file.is_file():
         older = pd.read_csv(file, keep_default_na=True)
         older["problem"] = older["problem"].astype(object).fillna("")
-        table = pd.concat([older[~older["task"].isin(table["task"])], table])
+        others = older[~older["task"].isin(table["task"])]
+        table = pd.concat([others, table], ignore_index=True)
     order = list(dict.fromkeys(row.task for row in ROWS))
     return table.sort_values("task", key=lambda tasks: tasks.map(order.index), kind="stable")
 

@@ -10,41 +10,41 @@ sentence comes of it. `long.py` spoils whole folders, which this does not.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-import atheris
-
-from polysem.errors import PolysemError
-
-with atheris.instrument_imports(include=["polysem"]):
-    from polysem.describe.vocabulary import load_vocabulary
-    from polysem.models.load import load_model
-    from polysem.store.run import Run
-    from polysem.train.recipe import load_recipe, recipe_to_dict
-
-_SCRATCH = Path(tempfile.mkdtemp(prefix="polysem-fuzz-"))
+_SCRATCH = Path(tempfile.gettempdir()) / f"polysem-fuzz-{os.getpid()}"
 
 
 def checkpoint(content: bytes) -> None:
     """Open the bytes as weights."""
+    from polysem.models.load import load_model
+
     load_model(_written(content, "weights.safetensors"))
 
 
 def manifest(content: bytes) -> None:
     """Open a run whose manifest these bytes are."""
+    from polysem.store.run import Run
+
     Run.open(_written(content, "manifest.json").parent)
 
 
 def recipe(content: bytes) -> None:
     """Read the bytes as a recipe, and write it out."""
+    from polysem.train.recipe import load_recipe, recipe_to_dict
+
     recipe_to_dict(load_recipe(_written(content, "recipe.yaml")))
 
 
 def vocabulary(content: bytes) -> None:
     """Read the bytes as words, a line each and as a table."""
+    from polysem.describe.vocabulary import load_vocabulary
+
     for name in ("words.txt", "words.csv"):
         words = load_vocabulary(_written(content, name))
         assert all(words.concepts)
@@ -61,6 +61,14 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in targets:
         sys.exit(f"usage: guided.py {{{','.join(targets)}}} [libFuzzer's options]")
     work: Callable[[bytes], None] = targets[sys.argv.pop(1)]
+    import atheris  # only here: pytest imports this file where atheris is not installed
+
+    with atheris.instrument_imports(include=["polysem"]):
+        from polysem.errors import PolysemError
+
+        for module in ("describe.vocabulary", "models.load", "store.run", "train.recipe"):
+            import_module(f"polysem.{module}")
+    _SCRATCH.mkdir()
 
     def once(content: bytes) -> None:
         try:

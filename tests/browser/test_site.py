@@ -152,6 +152,7 @@ def test_units_are_opened_and_followed_by_keyboard(visit: Visit) -> None:
     before = page.url
     page.keyboard.press("ArrowRight")
     page.wait_for_function(f"location.href !== '{before}'")
+    page.wait_for_selector("#unit a[rel=prev]")  # the first unit has none: this is the second
     page.keyboard.press("ArrowLeft")
     page.wait_for_function(f"location.href === '{before}'")
 

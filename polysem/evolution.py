@@ -18,14 +18,14 @@ from polysem.data.sources import load_data
 from polysem.describe.describe import describe_neurons
 from polysem.describe.vocabulary import Vocabulary, load_vocabulary
 from polysem.device import choose_device
-from polysem.errors import DataError, RunError, SpecError
+from polysem.errors import DataError, SpecError
 from polysem.models.clip import Clip, load_clip
 from polysem.models.encoder import Encoder, image_encoder
 from polysem.models.load import load_model
 from polysem.models.snapshots import find_snapshots
 from polysem.models.transform import Transform
 from polysem.probe.describe import describe_versions
-from polysem.probe.embed import embed_images
+from polysem.probe.embed import embed_images, is_kept
 from polysem.probe.probe import encoder_from
 from polysem.probe.recorder import Precision
 from polysem.probe.snapshots import probe_snapshots, require_units
@@ -167,7 +167,7 @@ def evolve(
     if towers is not None:
         _name(runs, source, towers, words, batch_size, progress=progress)
     for run in runs.values():
-        if not (run.path / "tables" / "polysemanticity.parquet").is_file():
+        if not run.has_table("polysemanticity"):
             polysemanticity(run, progress=progress)
     labels = label_source(list(runs.values()))
     tables = evolution_tables(
@@ -208,7 +208,7 @@ def _name(
 ) -> None:
     """Name the units of all runs; the vision-language model sees the images once."""
     encoder = image_encoder(clip)
-    lacking = [run for run in runs.values() if not _is_embedded(run, encoder)]
+    lacking = [run for run in runs.values() if not is_kept(run, encoder, of="clip_embeddings")]
     donor = next((run for run in runs.values() if run not in lacking), None)
     if lacking:
         if donor is not None:
@@ -221,16 +221,6 @@ def _name(
             add_arrays(run, "clip_embeddings", arrays)
     for run in runs.values():
         describe_neurons(run, clip, concepts=words, seen="images", progress=progress)
-
-
-def _is_embedded(run: Run, encoder: Encoder) -> bool:
-    """Whether a run holds its images as a vision-language model sees them."""
-    try:
-        found = run.clip_embeddings
-    except RunError:
-        return False
-    known = found.attrs.get("fingerprint") == encoder.fingerprint
-    return known and len(found) == len(run.images)
 
 
 def _left_out(run: Run) -> list[str]:

@@ -6,18 +6,15 @@ Nodes and edges are those that `polysem circuits` finds by running the network; 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import pandas as pd
 
-from polysem.errors import RunError
 from polysem.store.run import Run
+from polysem.store.tables import save_text
 
 __all__ = ["circuit_graph", "cluster_graph", "save_graph"]
 
@@ -131,21 +128,9 @@ def save_graph(graph: nx.DiGraph, stem: Path) -> list[Path]:
     plain = graph.copy()
     plain.graph = {k: ", ".join(v) if isinstance(v, list) else v for k, v in graph.graph.items()}
     texts = {".json": words, ".graphml": "\n".join(nx.generate_graphml(plain))}
-    files = []
-    for ending, text in texts.items():
-        file = stem.with_name(stem.name + ending)
-        part = file.with_name(f".{file.name}.partial-{uuid.uuid4().hex[:8]}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text + "\n", encoding="utf-8")
-            os.replace(part, file)
-        except OSError as error:
-            raise RunError(f"{file} cannot be written: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                part.unlink()
-        files.append(file)
-    return files
+    return [
+        save_text(text + "\n", stem.with_name(stem.name + ending)) for ending, text in texts.items()
+    ]
 
 
 def _join(graph: nx.DiGraph, source: str, target: str, share: float) -> None:
@@ -156,7 +141,7 @@ def _join(graph: nx.DiGraph, source: str, target: str, share: float) -> None:
 
 def _names(run: Run) -> dict[tuple[str, int, str], str]:
     """Return the names of faces that have one."""
-    if not (run.path / "tables" / "labels.parquet").is_file():
+    if not run.has_table("labels"):
         return {}
     table = run.table("labels")
     named = table[(table["rank"] == 1) & table["named"]]

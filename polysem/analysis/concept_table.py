@@ -51,7 +51,7 @@ def concepts(run: Run, *, sites: str | None = None, progress: bool = True) -> pd
     PolysemError
         The run carries no concepts, a site is not there, or the disk is full.
     """
-    if not (run.path / "tables" / "shown.parquet").is_file():
+    if not run.has_table("shown"):
         raise RunError(
             f"{run.path} does not say which concepts its images show: probe data that does, such "
             "as shapes; polysem polysemanticity scores units without"

@@ -92,7 +92,7 @@ def _tables(run: Run) -> tuple[pd.DataFrame, pd.Series]:
     """Return the facets, and whether crops or images were seen at each site and tail."""
     missing = [
         name for name in ("facets", "unit_facets")
-        if not (run.path / "tables" / f"{name}.parquet").is_file()
+        if not run.has_table(name)
     ]  # fmt: skip
     if missing:
         raise RunError(

@@ -23,7 +23,7 @@ _LEVEL = 0.05
 
 def label_source(runs: Sequence[Run]) -> LabelSource | None:
     """Return what the units of all runs can be called by; None if by nothing."""
-    if all((run.path / "tables" / "labels.parquet").is_file() for run in runs):
+    if all(run.has_table("labels") for run in runs):
         return "concepts"
     return "classes" if runs[0].images["label"].nunique() > 1 else None
 

@@ -149,7 +149,7 @@ def _edges(
     print_table(shares, title="What makes units fire: median shares")
     print_table(opened.table("edge_check"), title="Contributions against ablation")
     for name in ("cluster", "facet_cluster"):
-        if (opened.path / "tables" / f"{name}_edges.parquet").is_file():
+        if opened.has_table(f"{name}_edges"):
             graph = cluster_graph(opened, name)
             stem = opened.path / "circuits" / f"{name}s"
             save_graph(graph, stem)

@@ -107,7 +107,7 @@ def whitening(background: Tensor) -> Tensor:
 
 
 def _older(run: Run) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-    if not (run.path / "tables" / "facets.parquet").is_file():
+    if not run.has_table("facets"):
         return None
     return run.table("unit_facets"), run.table("facets")
 

@@ -109,7 +109,7 @@ def _of_unit(
 
 
 def _ranks(run: Run, target: Target, tail: str, facet: int) -> npt.NDArray[np.int64]:
-    if not (run.path / "tables" / "facets.parquet").is_file():
+    if not run.has_table("facets"):
         raise RunError(f"{run.path} holds no facets; find them with: polysem facets {run.path}")
     table = run.table("facets")
     own = (table["site"] == target.site) & (table["unit"] == target.unit)
@@ -141,7 +141,7 @@ def _of_class(run: Run, loaded: LoadedModel, text: str, limit: int) -> CircuitTa
 
 
 def _of_cluster(run: Run, cluster: int, limit: int) -> CircuitTarget:
-    if not (run.path / "tables" / "clusters.parquet").is_file():
+    if not run.has_table("clusters"):
         raise RunError(f"{run.path} holds no clusters; find them with: polysem clusters {run.path}")
     table = run.table("clusters")
     members = table[table["cluster"] == cluster]

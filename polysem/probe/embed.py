@@ -29,7 +29,7 @@ from polysem.store.additions import add_arrays
 from polysem.store.run import Run
 from polysem.store.schema import EMBEDDINGS, dataset
 
-__all__ = ["Outcome", "embed", "embed_images", "encoder_for"]
+__all__ = ["Outcome", "embed", "embed_images", "encoder_for", "is_kept"]
 
 #: How a run came by its embeddings.
 Outcome: TypeAlias = Literal["embedded", "copied", "kept"]
@@ -103,7 +103,9 @@ def _embed(
             (run.path for run in runs), encoder_for(runs[0], encoder, device=place)
         )
     outcomes: dict[Path, Outcome] = {
-        run.path: "kept" for run in runs if not overwrite and _has(run, encoders[run.path])
+        run.path: "kept"
+        for run in runs
+        if not overwrite and is_kept(run, encoders[run.path], of="embeddings")
     }
     group.wait()  # all have seen the same runs before the first is written
     for run in runs:
@@ -152,9 +154,10 @@ def encoder_for(run: Run, encoder: str | Path | Encoder, *, device: torch.device
     return encoder_of(loaded)
 
 
-def _has(run: Run, encoder: Encoder) -> bool:
+def is_kept(run: Run, encoder: Encoder, *, of: Literal["embeddings", "clip_embeddings"]) -> bool:
+    """Return whether a run holds all its images as an encoder sees them."""
     try:
-        found = run.embeddings
+        found = run.embeddings if of == "embeddings" else run.clip_embeddings
     except RunError:
         return False
     known = found.attrs.get("fingerprint") == encoder.fingerprint
@@ -166,7 +169,7 @@ def _same(donor: Run, run: Run, encoder: Encoder) -> bool:
     return (
         donor.manifest["data"]["fingerprint"] == run.manifest["data"]["fingerprint"]
         and donor.images["image"].equals(run.images["image"])
-        and _has(donor, encoder)
+        and is_kept(donor, encoder, of="embeddings")
     )
 
 

@@ -220,6 +220,10 @@ class Run:
             )
         return open_arrays(store, None)["direction"]
 
+    def has_table(self, name: str) -> bool:
+        """Return whether there is a table of that name."""
+        return (self.path / "tables" / f"{name}.parquet").is_file()
+
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the tidy tables, ``tables/<name>.parquet``.
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from polysem.report.site.cards import SHARD, cells_of, write_cards
 from polysem.report.site.faces import Score, all_faces, missing_tables, scores_of
-from polysem.report.site.parts import Content, Missing, Shown, has_table, rounded, write_data
+from polysem.report.site.parts import Content, Missing, Shown, rounded, write_data
 from polysem.report.unit import class_name
 from polysem.sites import parse_site
 from polysem.store.run import Run
@@ -110,7 +110,7 @@ def _words(run: Run, faces: pd.DataFrame) -> tuple[list[str], list[list[int]]]:
     """Return all words that faces can be found by, and which belong to each."""
     known: dict[str, int] = {}
     found: dict[tuple[str, int, str], dict[int, None]] = {}
-    tables = [(name, "concept") for name in ("labels", "facet_labels") if has_table(run, name)]
+    tables = [(name, "concept") for name in ("labels", "facet_labels") if run.has_table(name)]
     sources = [(run.table(name), column) for name, column in tables]
     sources += [(faces, column) for column in ("best_class", "best_concept") if column in faces]
     for table, column in sources:
@@ -140,7 +140,7 @@ def _choices(run: Run) -> list[dict[str, Any]]:
 
 
 def _clusters(run: Run) -> list[tuple[int, str]]:
-    if not (has_table(run, "clusters") and has_table(run, "cluster_summary")):
+    if not (run.has_table("clusters") and run.has_table("cluster_summary")):
         return []
     return [
         (row["cluster"], _cluster_title(row))
@@ -160,10 +160,10 @@ def _missing_on_cards(run: Run) -> list[Missing]:
     if not (run.path / "contributions.zarr").is_dir():
         command = f"polysem explain --run {run.path} --model {spec}"
         found.append(Missing("What in each exemplar made the unit fire", command))
-    if not has_table(run, "edges"):
+    if not run.has_table("edges"):
         command = f"polysem circuits {run.path} --model {spec}"
         found.append(Missing("Units before and after each unit", command))
-    if has_table(run, "facets") and not has_table(run, "facet_labels"):
+    if run.has_table("facets") and not run.has_table("facet_labels"):
         command = f"polysem describe-neurons {run.path} --clip MODEL --facets"
         found.append(Missing("Names of facets", command))
     if "labelled" in run.manifest["data"] and not run.manifest["data"]["labelled"]:

@@ -14,7 +14,7 @@ import xarray as xr
 from polysem.report.site.exemplar_images import exemplar_images
 from polysem.report.site.faces import KEYS
 from polysem.report.site.packed import firing_levels, packed_rows, signed_levels
-from polysem.report.site.parts import Shown, has_table, rounded, write_data
+from polysem.report.site.parts import Shown, rounded, write_data
 from polysem.report.site.sprites import Sprites
 from polysem.store.run import Run
 from polysem.store.schema import ranking_pool
@@ -165,7 +165,7 @@ def _told(run: Run) -> Mapping[_Face, dict[str, Any]]:
         (share,) = rounded([row["share"]], 3)
         ranks = [int(rank) for rank in row["ranks"]]
         found[_face(row)].setdefault("f", []).append([share, row["exemplars"], name, ranks])
-    if has_table(run, "edges"):
+    if run.has_table("edges"):
         _add_neighbours(found, run.table("edges"))
     return found
 
@@ -190,7 +190,7 @@ def _add_neighbours(found: dict[_Face, dict[str, Any]], edges: pd.DataFrame) -> 
 
 
 def _rows(run: Run, name: str) -> list[dict[Any, Any]]:
-    return run.table(name).to_dict("records") if has_table(run, name) else []
+    return run.table(name).to_dict("records") if run.has_table(name) else []
 
 
 def _face(row: Mapping[Any, Any]) -> _Face:

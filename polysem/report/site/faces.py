@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from polysem.report.site.parts import Missing, has_table
+from polysem.report.site.parts import Missing
 from polysem.store.run import Run
 from polysem.store.schema import ranking_pool
 
@@ -112,7 +112,7 @@ def all_faces(run: Run) -> pd.DataFrame:
     """
     faces = _recorded(run)
     for table, (columns, _, _) in _TABLES.items():
-        if has_table(run, table):
+        if run.has_table(table):
             faces = add_table_of_faces(faces, run.table(table), columns)
     return faces
 
@@ -156,7 +156,7 @@ def scores_of(run: Run, faces: pd.DataFrame) -> list[Score]:
     """Return the scores that faces can be sorted by, those of the tables first."""
     found = []
     for table, (columns, _, _) in _TABLES.items():
-        said = run.table(table).attrs.get("columns", {}) if has_table(run, table) else {}
+        said = run.table(table).attrs.get("columns", {}) if run.has_table(table) else {}
         for name in columns:
             if name not in _NO_SCORE and _is_score(faces, name):
                 found.append(Score(name, _title(name), str(said.get(name, ""))))
@@ -173,11 +173,11 @@ def missing_tables(run: Run) -> list[Missing]:
 
     Concepts are only missed where the data say which ones their images show.
     """
-    possible = set(_TABLES) - ({"concepts"} if not has_table(run, "shown") else set())
+    possible = set(_TABLES) - ({"concepts"} if not run.has_table("shown") else set())
     return [
         Missing(what, command.format(run=run.path))
         for table, (_, command, what) in _TABLES.items()
-        if table in possible and not has_table(run, table)
+        if table in possible and not run.has_table(table)
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from polysem.report.page import number
 from polysem.report.site.faces import all_faces, scores_of
-from polysem.report.site.parts import Content, Missing, Shown, has_table, rounded, write_data
+from polysem.report.site.parts import Content, Missing, Shown, rounded, write_data
 
 __all__ = ["feature_map"]
 
@@ -16,7 +16,7 @@ __all__ = ["feature_map"]
 def feature_map(shown: Shown) -> Content:
     """Write the places of all faces on the map and return its page."""
     run = shown.run
-    if not has_table(run, "clusters"):
+    if not run.has_table("clusters"):
         command = f"polysem clusters {run.path}"
         return Content(
             {"quality": None}, missing=[Missing("Map and groups of units", command)], empty=True

@@ -10,7 +10,7 @@ import pandas as pd
 from polysem.report.head_graph import strongest_pairs
 from polysem.report.head_maps import order_alike
 from polysem.report.page import number
-from polysem.report.site.parts import has_table, rounded
+from polysem.report.site.parts import rounded
 from polysem.store.run import Run
 
 __all__ = [
@@ -26,6 +26,7 @@ PAIRS = 15
 
 
 def names_of(heads: pd.DataFrame) -> list[str]:
+    """Return what heads are called, layer.head, in the order of the table."""
     return [f"{layer}.{head}" for layer, head in zip(heads["layer"], heads["head"], strict=True)]
 
 
@@ -181,7 +182,7 @@ def _joined(
 
 def drop_curve(run: Run) -> dict[str, Any] | None:
     """Return accuracy against the share of heads dropped at random, with its interval."""
-    if not has_table(run, "head_drop"):
+    if not run.has_table("head_drop"):
         return None
     table = run.table("head_drop")
     share = rounded(100 * table["share"].to_numpy())

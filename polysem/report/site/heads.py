@@ -21,7 +21,7 @@ from polysem.report.site.head_charts import (
     suppression_graph,
 )  # fmt: skip
 from polysem.report.site.packed import packed_rows, signed_levels
-from polysem.report.site.parts import Content, Missing, Shown, has_table, rounded, write_data
+from polysem.report.site.parts import Content, Missing, Shown, rounded, write_data
 from polysem.store.run import Run
 
 __all__ = ["heads_page"]
@@ -55,13 +55,13 @@ def heads_page(shown: Shown) -> Content:
     """Write the data of all heads and return their page."""
     run = shown.run
     spec, data = run.manifest["model"]["spec"], run.manifest["data"]["name"]
-    if not (has_table(run, "heads") and (run.path / "gates.zarr").is_dir()):
+    if not (run.has_table("heads") and (run.path / "gates.zarr").is_dir()):
         command = f"polysem heads --model {spec} --data '{data}' --out {run.path}"
         return Content({"facts": ""}, missing=[Missing("Study of heads", command)], empty=True)
     heads, pairs = run.table("heads"), run.table("head_pairs")
     file = write_data(shown, "heads", _payload(shown, heads))
     missing = []
-    if not has_table(run, "head_labels"):
+    if not run.has_table("head_labels"):
         command = f"polysem describe-neurons {run.path} --clip MODEL --heads"
         missing.append(Missing("Names of heads", command))
     network = run.table("head_network")
@@ -162,7 +162,7 @@ def _partner(row: dict[Any, Any], which: str) -> list[Any] | None:
 
 def _by_class(run: Run) -> dict[tuple[int, int], list[list[Any]]]:
     """Return for each head the classes whose images need it most, with interval."""
-    if not has_table(run, "heads_by_class"):
+    if not run.has_table("heads_by_class"):
         return {}
     table = run.table("heads_by_class").sort_values("importance_zero", ascending=False)
     names = run.manifest["model"]["classes"] or run.classes or []
@@ -176,7 +176,7 @@ def _by_class(run: Run) -> dict[tuple[int, int], list[list[Any]]]:
 
 
 def _head_names(run: Run) -> dict[tuple[int, int], str]:
-    if not has_table(run, "head_labels"):
+    if not run.has_table("head_labels"):
         return {}
     labels = run.table("head_labels")
     best = labels[(labels["rank"] == 1) & labels["named"]].sort_values("p_value")

@@ -7,7 +7,7 @@ from typing import Any
 
 from polysem.report.site.extras import Whole
 from polysem.report.site.formulas import FORMULAS, Formula
-from polysem.report.site.parts import Content, Shown, has_table
+from polysem.report.site.parts import Content, Shown
 from polysem.store.run import Run
 
 __all__ = ["commands", "methods"]
@@ -62,7 +62,7 @@ def commands(run: Run) -> list[str]:
         probe += f" --embed {shlex.quote(facts['embedding']['encoder'])}"
     probe += "".join(f" --{switch}" for switch in _SWITCHES if options.get(switch))
     found = [f"{probe} --out {words['run']}"]
-    found += [text.format(**words) for name, text in _COMMANDS.items() if has_table(run, name)]
+    found += [text.format(**words) for name, text in _COMMANDS.items() if run.has_table(name)]
     found = [_with_names(run, command) for command in found]
     if (run.path / "contributions.zarr").is_dir():
         found.append(f"polysem explain --run {words['run']} --model {words['model']}")
@@ -83,7 +83,7 @@ def _with_names(run: Run, command: str) -> str:
 def _is_there(run: Run, formula: Formula) -> bool:
     return (
         not formula.needs
-        or has_table(run, formula.needs)
+        or run.has_table(formula.needs)
         or (formula.needs.endswith(".zarr") and (run.path / formula.needs).is_dir())
     )
 

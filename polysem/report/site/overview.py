@@ -14,7 +14,7 @@ from polysem.medians import median_interval
 from polysem.report.page import number
 from polysem.report.site.extras import Whole
 from polysem.report.site.faces import all_faces
-from polysem.report.site.parts import Content, Shown, has_table
+from polysem.report.site.parts import Content, Shown
 from polysem.store.run import Run
 
 __all__ = ["Figure", "overview"]
@@ -83,18 +83,18 @@ def _figures(run: Run, faces: pd.DataFrame) -> list[Figure]:
                    f"{hits:,} of {n:,} images; Wilson's 95 % interval over images")
         )  # fmt: skip
     figures += _scores(run)
-    if has_table(run, "labels"):
+    if run.has_table("labels"):
         labels = run.table("labels")
         best = labels[labels["rank"] == 1]
         figures.append(
             _share("Units with a fitting name", best["named"].to_numpy(dtype=bool),
                    "of the faces that were compared with the vocabulary")
         )  # fmt: skip
-    if has_table(run, "unit_facets"):
+    if run.has_table("unit_facets"):
         units = run.table("unit_facets")
         living = units.loc[units["facets"] > 0, "facets"].to_numpy()
         figures.append(_share("More than one facet", living > 1, "of living faces of units"))
-    if has_table(run, "cluster_quality"):
+    if run.has_table("cluster_quality"):
         row = run.table("cluster_quality").iloc[0]
         figures.append(
             Figure("Groups of units", f"{row['clusters']:,}",
@@ -110,7 +110,7 @@ def _figures(run: Run, faces: pd.DataFrame) -> list[Figure]:
 
 
 def _scores(run: Run) -> list[Figure]:
-    if not has_table(run, "polysemanticity"):
+    if not run.has_table("polysemanticity"):
         return []
     table = run.table("polysemanticity")
     neurons = table[table["site"].str.endswith("mlp.hook_post")]

@@ -17,7 +17,7 @@ from polysem.report.site.sprites import Sprites
 from polysem.store.run import Run
 
 __all__ = [
-    "Content", "Missing", "PageKind", "Shown", "embedded", "has_table", "rounded", "write_data",
+    "Content", "Missing", "PageKind", "Shown", "embedded", "rounded", "write_data",
 ]  # fmt: skip
 
 #: Significant digits of numbers in the data files: more than anybody reads off a screen.
@@ -121,11 +121,6 @@ class PageKind:
     build: Callable[[Any], Content]
     each: bool = True
     scripts: Sequence[str] = ()
-
-
-def has_table(run: Run, name: str) -> bool:
-    """Return whether a run holds ``tables/<name>.parquet``."""
-    return (run.path / "tables" / f"{name}.parquet").is_file()
 
 
 def write_data(shown: Shown, name: str, payload: Any) -> str:

@@ -29,19 +29,22 @@ polysem.card = (() => {
   /** A histogram as one path; ticks below are the exemplars. */
   function histogram(card, width, height, lower, ticks = false) {
     const [low, high, ...counts] = card.h;
-    const most = Math.max(...counts), step = width / counts.length;
+    const most = Math.max(...counts), step = (high - low) / counts.length;
+    // counts are of a sample of the images, and exemplars may lie beyond it
+    const from = ticks ? Math.min(low, ...card.v) : low, to = ticks ? Math.max(high, ...card.v) : high;
+    const at = (value) => (to > from ? ((value - from) / (to - from)) * width : width / 2);
     const foot = ticks ? height - 8 : height;
-    let path = `M0 ${foot}`;
+    let path = `M${at(low).toFixed(1)} ${foot}`;
     counts.forEach((count, i) => {
       const y = foot - Math.sqrt(count / most) * (foot - 2); // roots, or a heavy tail is not seen
-      path += `V${y.toFixed(1)}H${((i + 1) * step).toFixed(1)}`;
+      path += `V${y.toFixed(1)}H${(high > low ? at(low + (i + 1) * step) : ((i + 1) * width) / counts.length).toFixed(1)}`;
     });
     const drawn = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: `histogram ${lower ? "lower" : "upper"}`, role: "img", preserveAspectRatio: "none",
       "aria-label": `Distribution over images from ${number(low)} to ${number(high)}` },
       svg("path", { d: `${path}V${foot}Z` }));
     if (ticks) {
       for (const value of card.v) {
-        const x = high > low ? ((value - low) / (high - low)) * width : width / 2;
+        const x = at(value);
         drawn.append(svg("line", { x1: x, x2: x, y1: foot + 2, y2: height }));
       }
     }
@@ -139,7 +142,7 @@ polysem.card = (() => {
       el("div.columns", {},
         names(atlas, row, card),
         facets(atlas, sprites, row, card, view, jobs),
-        card.h ? section("Distribution", `Over images, heights as square roots. Ticks: exemplars. ${number(card.h[0])} to ${number(card.h[1])}.`, histogram(card, 320, 96, lower, true)) : null,
+        card.h ? section("Distribution", `Over images, heights as square roots. Ticks: exemplars. ${number(Math.min(card.h[0], ...card.v))} to ${number(Math.max(card.h[1], ...card.v))}.`, histogram(card, 320, 96, lower, true)) : null,
         profile(atlas, card, lower),
         neighbours("Fed by", "Units before it, by their share of its firing.", card.u, find),
         neighbours("Feeds", "Units after it, by its share of their firing.", card.d, find),

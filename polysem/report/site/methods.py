@@ -20,7 +20,7 @@ _COMMANDS = {
     "clusters": "polysem clusters {run}",
     "facet_clusters": "polysem clusters {run} --of facets",
     "heads": "polysem heads --model {model} --data {data} --out {run}",
-    "labels": "polysem describe-neurons {run} --clip MODEL",
+    "labels": "polysem describe-neurons {run} {names}",
     "edges": "polysem circuits {run} --model {model}",
 }
 
@@ -54,6 +54,7 @@ def commands(run: Run) -> list[str]:
         "run": shlex.quote(str(run.path)),
         "model": shlex.quote(facts["model"]["spec"]),
         "data": shlex.quote(facts["data"]["name"]),
+        "names": _names(run),
     }
     sites = shlex.quote(",".join(facts["sites"]))
     probe = f"polysem probe --model {words['model']} --data {words['data']} --sites {sites}"
@@ -63,21 +64,17 @@ def commands(run: Run) -> list[str]:
     probe += "".join(f" --{switch}" for switch in _SWITCHES if options.get(switch))
     found = [f"{probe} --out {words['run']}"]
     found += [text.format(**words) for name, text in _COMMANDS.items() if run.has_table(name)]
-    found = [_with_names(run, command) for command in found]
     if (run.path / "contributions.zarr").is_dir():
         found.append(f"polysem explain --run {words['run']} --model {words['model']}")
     return found
 
 
-def _with_names(run: Run, command: str) -> str:
-    """Return the command that names units with the model and the words that were taken."""
-    if not command.startswith("polysem describe-neurons"):
-        return command
-    made_by = run.table("labels").attrs.get("made_by") or {}
-    if "clip" not in made_by:
-        return command
-    said = f"--clip {shlex.quote(made_by['clip'])} --concepts {shlex.quote(made_by['vocabulary'])}"
-    return command.replace("--clip MODEL", said)
+def _names(run: Run) -> str:
+    """Return the options that name units with the model and the words that were taken."""
+    made_by = run.table("labels").attrs.get("made_by") if run.has_table("labels") else None
+    if not made_by:
+        return "--clip MODEL"
+    return f"--clip {shlex.quote(made_by['clip'])} --concepts {shlex.quote(made_by['vocabulary'])}"
 
 
 def _is_there(run: Run, formula: Formula) -> bool:
